@@ -1,0 +1,32 @@
+from .classifiers.classifier import Classifier, Trace
+from .classifiers.labels import Labels
+from .classifiers.load import load
+from .classifiers.saved import save
+from .errors import DataError, InputError, MissingExtraError, UnsupportedError, WhatWhereError
+from .explanation import Explanation, explain
+from .geometry import Box, Frame
+from .images import Photo, Preprocess, open_photo
+from .maps import METHODS
+from .reports.picture import draw
+
+__all__ = [
+    "METHODS",
+    "Box",
+    "Classifier",
+    "DataError",
+    "Explanation",
+    "Frame",
+    "InputError",
+    "Labels",
+    "MissingExtraError",
+    "Photo",
+    "Preprocess",
+    "Trace",
+    "UnsupportedError",
+    "WhatWhereError",
+    "draw",
+    "explain",
+    "load",
+    "open_photo",
+    "save",
+]

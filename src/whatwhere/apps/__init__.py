@@ -1,0 +1,1 @@
+"""Programs: they parse, call and print, and compute nothing."""

@@ -1,0 +1,1 @@
+"""WHAT: networks, where they are split, and what belongs to their weights."""

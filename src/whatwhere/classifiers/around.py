@@ -1,0 +1,83 @@
+"""A module -> a Classifier: where it splits, what its classes are called, how photos become its input."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from whatwhere.classifiers.classifier import Activation, Classifier, logits_of, undisturbed
+from whatwhere.classifiers.hooked import HookedClassifier, find_layer
+from whatwhere.classifiers.labels import Labels, imagenet
+from whatwhere.classifiers.split import SplitClassifier
+from whatwhere.classifiers.zoo import timm_preprocess
+from whatwhere.errors import InputError, UnsupportedError
+from whatwhere.images import Preprocess
+
+
+def around(
+    network: nn.Module,
+    *,
+    name: str | None = None,
+    labels: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
+    activation: Activation | None = None,
+    layer: str | None = None,
+) -> Classifier:
+    """A classifier around a module, split where it splits by itself or where a layer is found.
+
+    Raises:
+        UnsupportedError: the module does not run on an image of that size, or no layer will do.
+        InputError: another number of labels than logits, or no such layer.
+    """
+    from_timm = hasattr(network, "forward_features") and hasattr(network, "forward_head")
+    if preprocess is None:
+        preprocess = timm_preprocess(network) if from_timm else Preprocess()
+    name = name or type(network).__name__
+    image = _probe(network, preprocess)
+    try:
+        with undisturbed(network), torch.no_grad():
+            k = logits_of(network(image)).shape[1]
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        raise UnsupportedError(
+            f"{name} does not run on an image of {' x '.join(map(str, image.shape[1:]))}: {error}; "
+            "pass preprocess=Preprocess(size=(h, w), mean=..., std=...) that fits it"
+        ) from error
+    splits = from_timm and layer is None and _gives_grid(network, image)
+    if not splits and layer is None:
+        layer = find_layer(network, image)
+    if labels is None:
+        labels = _labels(network, k)
+    elif not isinstance(labels, Labels):
+        labels = Labels(labels)
+    if len(labels) != k:
+        raise InputError(f"{name} gives {k} logits, got {len(labels)} labels")
+    activation = activation or ("sigmoid" if k == 1 else "softmax")
+    if layer is None:
+        return SplitClassifier(network, labels, preprocess, name, activation)
+    return HookedClassifier(network, labels, preprocess, name, activation, layer=layer)
+
+
+def _probe(network: nn.Module, preprocess: Preprocess) -> torch.Tensor:
+    """An image of noise, always the same, to see what the network does with it."""
+    like = next(network.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, len(preprocess.mean), *preprocess.size, generator=generator).to(like)
+
+
+def _gives_grid(network: nn.Module, image: torch.Tensor) -> bool:
+    """Whether timm's features are (b c y x): tokens and channels-last layouts are not."""
+    with undisturbed(network), torch.no_grad():
+        features = network.forward_features(image)  # type: ignore[operator]
+    channels = getattr(network, "num_features", None)
+    return isinstance(features, torch.Tensor) and features.ndim == 4 and features.shape[1] == channels
+
+
+def _labels(network: nn.Module, k: int) -> Labels:
+    """Names that the network carries, ImageNet's for the zoos' networks of 1000 classes, or numbers."""
+    carried = getattr(getattr(network, "config", None), "id2label", None)
+    if isinstance(carried, dict) and len(carried) == k:
+        return Labels([str(carried[index]) for index in sorted(carried)])
+    home = type(network).__module__
+    if k == 1000 and home.startswith(("timm.", "torchvision.")):
+        return imagenet()
+    return Labels.numbered(k)

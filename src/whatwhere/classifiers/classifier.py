@@ -1,0 +1,266 @@
+"""The seam: a network split in two, what finds and what decides.
+
+    images (b c h w) -> [backbone] -> features (b c y x) -> [head] -> logits (b k)
+
+``trace`` runs both once. Its features are a fresh leaf, so a gradient of any score reaches the features
+and stops there: it never runs through the backbone, and no parameter gets a ``.grad``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from whatwhere.classifiers.labels import Labels
+from whatwhere.errors import InputError, UnsupportedError
+from whatwhere.images import Preprocess
+from whatwhere.types import ClassMaps, Features, Images, Logits, Score
+
+Activation = Literal["softmax", "sigmoid"]
+
+
+class Linear(NamedTuple):
+    """The last linear layer: logits = weight @ mean(features) + bias, where the linear law holds."""
+
+    weight: Tensor
+    """(k c)"""
+    bias: Tensor
+    """(k)"""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A batch that the network has looked at once; any number of methods and scores read it.
+
+    Attributes:
+        net: the classifier that looked.
+        images: (b c h w), what it looked at.
+        features: (b c y x), a leaf: float32, or float64 where the network computes in it.
+        logits: (b k), of the same dtype, differentiable in the features alone.
+    """
+
+    net: "Classifier"
+    images: Images
+    features: Features
+    logits: Logits
+
+    def gradient(self, score: Score) -> Features:
+        """d score / d features: how much each activation speaks for what is explained.
+
+        Raises:
+            InputError: the score does not give one differentiable number for each image.
+        """
+        return self._gradient(score, self.features)
+
+    def class_gradient(self, score: Score) -> Logits:
+        """d score / d logits: how much each class speaks for what is explained."""
+        return self._gradient(score, self.logits)
+
+    def _gradient(self, score: Score, of: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            value = score(self.logits)
+            if value.shape != self.logits.shape[:1]:
+                raise InputError(
+                    f"a score gives one number for each of {len(self.logits)} images, got shape {tuple(value.shape)}"
+                )
+            if not value.requires_grad:
+                raise InputError("a score must be differentiable in the logits; this one is cut off from them")
+            (gradient,) = torch.autograd.grad(value.sum(), of, retain_graph=True)
+        return gradient
+
+
+class Classifier(ABC):
+    """A network, where it is split, and what belongs to its weights.
+
+    Attributes:
+        network: the module; it is never changed, whatever mode it is in.
+        labels: names of the classes.
+        preprocess: photo -> input.
+        name: what ``load`` would take, or the class of the module.
+        activation: "softmax" for one class an image, "sigmoid" for any number of them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        labels: Labels,
+        preprocess: Preprocess,
+        name: str,
+        activation: Activation = "softmax",
+    ) -> None:
+        self.network = network
+        self.labels = labels
+        self.preprocess = preprocess
+        self.name = name
+        self.activation: Activation = activation
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters are."""
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    @abstractmethod
+    def at(self, layer: str) -> "Classifier":
+        """The same classifier split after another layer, named as in ``network.named_modules()``.
+
+        Raises:
+            InputError: there is no such layer; names the three nearest.
+            UnsupportedError: its output is no grid of features.
+        """
+
+    @abstractmethod
+    def _split_run(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Leaf features and differentiable logits; the network is already in evaluation mode."""
+
+    def trace(self, images: Images) -> Trace:
+        """Look at a batch once.
+
+        Works inside ``no_grad``, ``inference_mode`` and ``autocast``, on modules in train mode, frozen or
+        in half precision, and leaves the module exactly as it was.
+
+        Args:
+            images: (b c h w), preprocessed, on the network's device.
+
+        Raises:
+            InputError: not a batch of images, or nan or infinite values among them (names which image).
+            UnsupportedError: the network gives no features or logits that can be used.
+        """
+        images = self._checked(images)
+        with undisturbed(self.network), torch.inference_mode(False):
+            images = images.clone() if images.is_inference() else images
+            features, logits = self._split_run(images)
+        if logits.shape != (len(images), len(self.labels)):
+            raise UnsupportedError(
+                f"{self.name}: wanted logits for {len(images)} images and {len(self.labels)} labels, "
+                f"got shape {tuple(logits.shape)}"
+            )
+        return Trace(self, images, features, logits)
+
+    def logits(self, images: Images) -> Logits:
+        """The plain forward: (b k), without gradients."""
+        images = self._checked(images)
+        with undisturbed(self.network), torch.no_grad():
+            return widened(logits_of(self.network(images)))
+
+    def probabilities(self, logits: Logits) -> Logits:
+        """Softmax over the classes, or a sigmoid for each; (b k) in [0, 1]."""
+        return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(1)
+
+    def linear(self, channels: int) -> Linear | None:
+        """The last layer that turns so many channels into logits, if there is one.
+
+        Features that have a channel a class already need none: theirs is the identity.
+        """
+        k = len(self.labels)
+        for module in reversed(list(self.network.modules())):
+            weight = getattr(module, "weight", None)
+            if not isinstance(module, nn.Linear | nn.Conv2d) or not isinstance(weight, Tensor):
+                continue
+            if weight.flatten(1).shape == (k, channels):
+                bias = weight.new_zeros(k) if module.bias is None else module.bias
+                return Linear(widened(weight.detach().flatten(1)), widened(bias.detach()))
+        if k == channels:
+            like = next(self.network.parameters(), torch.empty(0))
+            return Linear(torch.eye(k).to(like), torch.zeros(k).to(like))
+        return None
+
+    def class_maps(self, trace: Trace) -> ClassMaps:
+        """Plain CAM of every class at once (Zhou et al. 2016, eq. 2): one 1x1 contraction, (b k y x).
+
+        Raises:
+            UnsupportedError: the logits are not linear in the pooled features.
+        """
+        weight, _ = self.checked_linear(trace)
+        b, c, y, x = trace.features.shape
+        return (weight @ trace.features.detach().reshape(b, c, y * x)).reshape(b, -1, y, x)
+
+    def linear_law(self, images: Images) -> float:
+        """The largest |mean(class map) + bias - logit| over images and classes: 0 where plain CAM is exact.
+
+        Infinite where no linear layer takes the features' channels.
+        """
+        trace = self.trace(images)
+        return _law_error(self.linear(trace.features.shape[1]), trace)
+
+    def checked_linear(self, trace: Trace) -> Linear:
+        """The last linear layer, after measuring on this trace that the logits are linear in the pooled features.
+
+        Raises:
+            UnsupportedError: they are not; the message names the methods that need no such law.
+        """
+        linear = self.linear(trace.features.shape[1])
+        error, scale = _law_error(linear, trace), float(trace.logits.detach().abs().amax().clamp(min=1))
+        half = any(p.dtype in {torch.float16, torch.bfloat16} for p in self.network.parameters())
+        if linear is None or not error <= scale * (5e-2 if half else 1e-3):
+            raise UnsupportedError(
+                f"plain CAM needs logits that are linear in the mean of the features; on {self.name} "
+                f"|mean(map) + bias - logit| is {error:.3g}. Use gradcam or layercam, which need no such law."
+            )
+        return linear
+
+    def _checked(self, images: Images) -> Images:
+        if images.ndim != 4 or 0 in images.shape:
+            raise InputError(f"wanted a batch of images (b c h w), got shape {tuple(images.shape)}")
+        if not images.sum().isfinite():
+            bad = (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+            if bad:
+                raise InputError(f"nan or infinite values in image {', '.join(map(str, bad))} of the batch")
+        own = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), images.dtype)
+        return images.to(own)
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule gets its own mode back.
+
+    Flags are set one by one, because a module's own ``train()`` may do more than that.
+    """
+    training = [module for module in network.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _law_error(linear: Linear | None, trace: Trace) -> float:
+    if linear is None:
+        return float("inf")
+    predicted = trace.features.detach().mean((-2, -1)) @ linear.weight.T + linear.bias
+    return float((predicted - trace.logits.detach()).abs().amax())
+
+
+def leaf_of(features: Tensor) -> Tensor:
+    """The features cut off from what made them, at least float32, ready for a gradient."""
+    return widened(features.detach()).requires_grad_()
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Half precision to float32; the others as they are."""
+    return tensor.float() if tensor.dtype in {torch.float16, torch.bfloat16} else tensor
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits in what a network returns: a tensor, or a tuple, dict or object that holds them.
+
+    Raises:
+        UnsupportedError: nothing in it is a (b k) tensor.
+    """
+    found = getattr(output, "logits", output)
+    if isinstance(found, dict):
+        flat = [value for value in found.values() if isinstance(value, Tensor) and value.ndim == 2]
+        found = found.get("logits", flat[0] if len(flat) == 1 else found)
+    elif isinstance(found, tuple | list) and found:
+        found = found[0]
+    if isinstance(found, Tensor):
+        found = found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
+        if found.ndim == 2:
+            return found
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    raise UnsupportedError(f"wanted logits (b k) from the network, got {shape}")

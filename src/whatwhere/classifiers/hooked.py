@@ -1,0 +1,252 @@
+"""The same seam over a network that does not split by itself: one forward hook that lives for one call.
+
+The hook cuts the features off, hands the network a copy of the leaf, and turns gradients on for what
+comes after. Layouts of features (channels last, tokens) are made grids (b c y x) here and nowhere else.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whatwhere.classifiers.classifier import Activation, Classifier, leaf_of, logits_of, undisturbed, widened
+from whatwhere.classifiers.labels import Labels
+from whatwhere.errors import InputError, UnsupportedError, nearest
+from whatwhere.images import Preprocess
+from whatwhere.types import Images, Size
+
+MAX_PREFIX = 16
+"""Class, distillation and register tokens that may stand before the patches."""
+
+
+class HookedClassifier(Classifier):
+    """Splits any module after a layer named as in ``named_modules()``."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        labels: Labels,
+        preprocess: Preprocess,
+        name: str,
+        activation: Activation = "softmax",
+        *,
+        layer: str,
+    ) -> None:
+        super().__init__(network, labels, preprocess, name, activation)
+        layers = dict(network.named_modules())
+        if layer not in layers or not layer:
+            raise InputError(f"{name} has no layer {layer!r}; nearest: {nearest(layer, layers)}")
+        self.layer = layer
+
+    def at(self, layer: str) -> "HookedClassifier":  # noqa: D102
+        return HookedClassifier(
+            self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer
+        )
+
+    def _split_run(self, images: Images) -> tuple[Tensor, Tensor]:
+        leaf, logits = self._run(images, grad=False)
+        if not logits.requires_grad:
+            # The network runs its backbone under no_grad itself and switches back after our hook.
+            leaf, logits = self._run(images, grad=True)
+        if not logits.requires_grad:
+            raise UnsupportedError(
+                f"{self.name}: the logits do not depend on the features at {self.layer!r}; "
+                "pass a layer that the network uses, or remove inference_mode from its forward"
+            )
+        return leaf, logits
+
+    def _run(self, images: Images, *, grad: bool) -> tuple[Tensor, Tensor]:
+        size = (images.shape[-2], images.shape[-1])
+        try:
+            with cut_at(self.network, self.layer, size, grad=grad) as leaves:
+                logits = widened(logits_of(self.network(images)))
+        except NoGridError as error:
+            raise UnsupportedError(f"{self.name}: layer {self.layer!r} gives no grid of features: {error}") from None
+        if len(leaves) != 1:
+            raise UnsupportedError(
+                f"{self.name}: layer {self.layer!r} ran {len(leaves)} times in one forward; pass one that runs once"
+            )
+        return leaves[0], logits
+
+
+@contextmanager
+def cut_at(network: nn.Module, layer: str, size: Size, *, grad: bool) -> Iterator[list[Tensor]]:
+    """For a while, ``layer`` hands on a copy of a fresh leaf, which is noted; gradients begin there.
+
+    Args:
+        network: it has the layer.
+        layer: as in ``named_modules()``.
+        size: (h, w) of the network's input.
+        grad: whether gradients are on before the layer too.
+
+    Raises:
+        NoGridError: the layer's output is no grid.
+    """
+    leaves: list[Tensor] = []
+
+    def cut(module: nn.Module, args: Any, output: Any) -> Any:
+        found = first_tensor(output)
+        grid, back = as_grid(found, size)
+        leaves.append(leaf_of(grid))
+        torch.set_grad_enabled(True)
+        # a copy, because the next layer may work in place
+        return with_tensor(output, back(leaves[-1].to(found.dtype, copy=True)))
+
+    # The hook turns gradients on; leaving this context puts the caller's mode back.
+    with torch.set_grad_enabled(grad), network.get_submodule(layer).register_forward_hook(cut):
+        yield leaves
+
+
+def find_layer(network: nn.Module, image: Tensor) -> str:
+    """The layer to split after: the last that still gives a grid on which the logits depend.
+
+    Networks with convolutions are split at their last grid. Where a class token takes everything from the
+    last block, the patches after it have no say; then it is the block before.
+
+    Args:
+        network: gives logits (b k).
+        image: (1 c h w), anything that is not constant.
+
+    Raises:
+        UnsupportedError: no layer will do; says what to pass.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    seen: list[tuple[str, nn.Module, Any]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, args, output: seen.append((name, module, output))
+
+    with ExitStack() as hooks, undisturbed(network), torch.no_grad():
+        for name, module in network.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(note(name)))
+        network(image)
+
+    names = [name for name, _, _ in seen]
+    candidates = [
+        (name, first_tensor(output))
+        for name, module, output in seen
+        if names.count(name) == 1 and not isinstance(module, _PASSING) and _is_grid(output, size)
+    ]
+    if not candidates:
+        raise UnsupportedError(
+            f"{type(network).__name__}: no layer gives a grid of features; pass layer=..., one of: "
+            f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+        )
+    last, output = candidates[-1]
+    has_linear = any(isinstance(module, nn.Linear) for module in network.modules())
+    if output.ndim == 4 or not has_linear or _patches_matter(network, last, image):
+        return last
+    blocks = [name for name, _ in candidates if _is_block(network, name)]
+    for name in reversed(blocks):
+        if _patches_matter(network, name, image):
+            return name
+    raise UnsupportedError(
+        f"{type(network).__name__}: found no layer whose patches the logits depend on; pass layer=..., "
+        f"one of: {', '.join(blocks or names[:20])}"
+    )
+
+
+_PASSING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
+"""Layers that hand on or merely pool what the layer before them found."""
+
+
+def _is_grid(output: Any, size: Size) -> bool:
+    try:
+        grid, _ = as_grid(first_tensor(output), size)
+    except NoGridError:
+        return False
+    return grid.shape[2] * grid.shape[3] > 1
+
+
+def _is_block(network: nn.Module, name: str) -> bool:
+    """Whether a layer is one of several of its kind in a list: a block of a transformer."""
+    parent = network.get_submodule(name.rpartition(".")[0])
+    kind = type(network.get_submodule(name))
+    return isinstance(parent, nn.ModuleList | nn.Sequential) and sum(type(m) is kind for m in parent) > 1
+
+
+def _patches_matter(network: nn.Module, layer: str, image: Tensor) -> bool:
+    """Whether anything behind ``layer`` depends on its patches.
+
+    Asked of what the last linear layer is given, since its own weights may be zero in a new network.
+    """
+    heads = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    given: list[Tensor] = []
+    with (
+        undisturbed(network),
+        cut_at(network, layer, (image.shape[-2], image.shape[-1]), grad=False) as leaves,
+        heads[-1].register_forward_pre_hook(lambda module, args: given.append(args[0])),
+    ):
+        network(image)
+        if len(leaves) != 1 or not given or not given[-1].requires_grad:
+            return False
+        # random, because the sum of a normalized layer is constant
+        weights = torch.randn(given[-1].shape, generator=torch.Generator().manual_seed(0)).to(given[-1])
+        (gradient,) = torch.autograd.grad((given[-1] * weights).sum(), leaves[0], allow_unused=True)
+    return gradient is not None and bool(gradient.any())
+
+
+class NoGridError(ValueError):
+    """A layer's output has no rows and columns."""
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The features in what a layer returns: the tensor itself or the first of a tuple.
+
+    Raises:
+        NoGridError: there is none.
+    """
+    found = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(found, Tensor):
+        return found
+    raise NoGridError(f"its output is a {type(output).__name__} without a tensor in front")
+
+
+def with_tensor(output: Any, tensor: Tensor) -> Any:
+    """What a layer returned, with its features replaced."""
+    if isinstance(output, Tensor):
+        return tensor
+    return type(output)((tensor, *output[1:]))
+
+
+def as_grid(output: Tensor, size: Size) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """A layer's output as (b c y x), and the way back into its own layout.
+
+    Takes (b c y x), (b y x c), and tokens (b n c) with up to 16 prefix tokens before the patches. Which
+    of them it is follows from the aspect ratio of the input.
+
+    Args:
+        output: what the layer gave.
+        size: (h, w) of the network's input.
+
+    Raises:
+        NoGridError: it is none of these.
+    """
+    if output.ndim == 4:
+        if _fits(output.shape[1:3], size) and not _fits(output.shape[2:4], size):
+            return output.permute(0, 3, 1, 2), lambda grid: grid.permute(0, 2, 3, 1)
+        return output, lambda grid: grid
+    if output.ndim == 3:
+        b, n, c = output.shape
+        for prefix in range(min(MAX_PREFIX, n - 1) + 1):
+            y, x = _grid_of(n - prefix, size)
+            if y * x == n - prefix:
+                tokens = output[:, prefix:].transpose(1, 2).reshape(b, c, y, x)
+                front = output[:, :prefix].detach()
+                return tokens, lambda grid: torch.cat([front, grid.flatten(2).transpose(1, 2)], 1)
+        raise NoGridError(f"{n} tokens are no grid for an input of {size[0]} x {size[1]}")
+    raise NoGridError(f"its output has shape {tuple(output.shape)}")
+
+
+def _grid_of(cells: int, size: Size) -> Size:
+    """The grid of about so many square cells over an input of (h, w)."""
+    step = (size[0] * size[1] / cells) ** 0.5
+    return max(1, round(size[0] / step)), max(1, round(size[1] / step))
+
+
+def _fits(grid: Iterable[int], size: Size) -> bool:
+    y, x = grid
+    return (y, x) == _grid_of(y * x, size)

@@ -1,0 +1,92 @@
+"""A saved run: a folder with ``model.safetensors`` and ``run.toml``, and no pickle in it."""
+
+import os
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from safetensors.torch import save_file
+
+from whatwhere.classifiers.around import around
+from whatwhere.classifiers.classifier import Activation, Classifier
+from whatwhere.classifiers.hooked import HookedClassifier
+from whatwhere.classifiers.labels import Labels
+from whatwhere.classifiers.weights import load_weights, read_weights
+from whatwhere.classifiers.zoo import build
+from whatwhere.errors import DataError, InputError
+from whatwhere.images import Preprocess, printable
+
+WEIGHTS, RUN = "model.safetensors", "run.toml"
+
+
+def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
+    """Write a classifier to a folder that ``load`` takes: weights, labels, preprocessing, where it is split.
+
+    Only named networks can be built again from their name; others keep their own code.
+
+    Raises:
+        InputError: the classifier is around a module of yours, which has no name to build it by.
+    """
+    folder = Path(folder)
+    try:
+        again, _ = build(net.name, pretrained=False, num_classes=len(net.labels))
+    except InputError:
+        raise InputError(f"only networks that have a name in a library can be saved, got {net.name!r}") from None
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.network.state_dict().items()}
+    load_weights(again, state, net.name)
+    run: dict[str, Any] = {
+        "model": {"name": net.name, "activation": net.activation},
+        "preprocess": asdict(net.preprocess),
+        "labels": {"names": list(net.labels), "synonyms": [list(words) for words in net.labels.synonyms]},
+    }
+    if isinstance(net, HookedClassifier):
+        run["model"]["layer"] = net.layer
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        # written aside and renamed, so that a run is never half there
+        save_file(state, Path(scratch, WEIGHTS))
+        Path(scratch, RUN).write_text(tomli_w.dumps(run), encoding="utf-8")
+        Path(scratch, WEIGHTS).replace(folder / WEIGHTS)
+        Path(scratch, RUN).replace(folder / RUN)
+    return folder
+
+
+def load_run(
+    folder: Path,
+    *,
+    labels: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
+    activation: Activation | None = None,
+    layer: str | None = None,
+) -> Classifier:
+    """The classifier in a folder that ``save`` wrote; what is given here stands in for what is there.
+
+    Raises:
+        DataError: the folder is no saved run, or a damaged one.
+    """
+    name = printable(folder)
+    try:
+        run = tomllib.loads((folder / RUN).read_text(encoding="utf-8"))
+        model, words = run["model"], run["labels"]
+        settings = {key: tuple(v) if isinstance(v, list) else v for key, v in run["preprocess"].items()}
+        preprocess = preprocess or Preprocess(**settings)
+        labels = labels if labels is not None else Labels(words["names"], words["synonyms"])
+        network, _ = build(model["name"], pretrained=False, num_classes=len(words["names"]))
+        activation = activation or model["activation"]
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: not a saved run, it has no {RUN}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, InputError) as error:
+        raise DataError(f"{name}: its {RUN} is damaged: {error}") from error
+    load_weights(network, read_weights(folder / WEIGHTS), name)
+    return around(
+        network,
+        name=model["name"],
+        labels=labels,
+        preprocess=preprocess,
+        activation=activation,
+        layer=layer or model.get("layer"),
+    )

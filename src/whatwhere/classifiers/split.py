@@ -1,0 +1,26 @@
+"""The seam for networks that split by themselves: ``forward_features`` and ``forward_head``, as timm's do."""
+
+import torch
+from torch import Tensor
+
+from whatwhere.classifiers.classifier import Classifier, leaf_of, widened
+from whatwhere.classifiers.hooked import HookedClassifier
+from whatwhere.types import Images
+
+
+class SplitClassifier(Classifier):
+    """Backbone and head are two calls, features (b c y x) between them."""
+
+    def at(self, layer: str) -> HookedClassifier:  # noqa: D102
+        return HookedClassifier(
+            self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer
+        )
+
+    def _split_run(self, images: Images) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            features: Tensor = self.network.forward_features(images)  # type: ignore[operator]
+        leaf = leaf_of(features)
+        with torch.enable_grad():
+            # a copy, because a head may begin with an operation in place
+            logits = self.network.forward_head(leaf.to(features.dtype, copy=True))  # type: ignore[operator]
+            return leaf, widened(logits)

@@ -1,0 +1,62 @@
+"""Files of weights -> a network's parameters. Nothing that is read is ever executed."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from whatwhere.errors import DataError
+from whatwhere.images import printable
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a safetensors file or a checkpoint that holds nothing but tensors.
+
+    Raises:
+        DataError: missing, broken, or a pickle that wants to run code.
+    """
+    name = printable(path)
+    if not path.is_file():
+        raise DataError(f"{name}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{name}: refused, because it is not a plain state dict: reading it would run code from the file, or it "
+            "is damaged. Save model.state_dict() again, or convert it to safetensors where it is trusted"
+        ) from error
+    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise DataError(f"{name}: cannot be read as weights: {error}") from error
+    if isinstance(found, Mapping):
+        found = found.get("state_dict", found.get("model", found))
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise DataError(f"{name}: wanted a state dict of tensors, got {type(found).__name__}")
+    return dict(found)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Put a state dict into a network by name, all of it, shapes equal; counters of batches may be missing.
+
+    Raises:
+        DataError: tensors are missing, left over or of another shape; the network is then untouched.
+    """
+    own = network.state_dict()
+    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    extra = [key for key in weights if key not in own and not key.endswith("num_batches_tracked")]
+    wrong = [
+        f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if missing or extra or wrong:
+        raise DataError(
+            f"{name}: the weights do not fit the network: {len(missing)} missing {missing[:3]}, "
+            f"{len(extra)} left over {extra[:3]}, {len(wrong)} of another shape {wrong[:3]}"
+        )
+    network.load_state_dict(weights, strict=False)

@@ -1,0 +1,40 @@
+"""What can go wrong, as one tree.
+
+    WhatWhereError
+    ├── InputError          an argument is wrong: a name, a shape, a range
+    ├── DataError           a file or an image cannot be used; names it and says why
+    ├── UnsupportedError    the method and the network do not go together; names the method that would do
+    └── MissingExtraError   an optional dependency is not installed; names the pip extra
+
+Each message says what was wanted, what came, and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class WhatWhereError(Exception):
+    """Everything raised on purpose by this package."""
+
+
+class InputError(WhatWhereError, ValueError):
+    """An argument is wrong."""
+
+
+class DataError(WhatWhereError, ValueError):
+    """A file or an image cannot be used."""
+
+
+class UnsupportedError(WhatWhereError):
+    """The method does not apply to this network."""
+
+
+class MissingExtraError(WhatWhereError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The three known names nearest to ``word``, for the end of an error message."""
+    by_folded = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), by_folded, n=3, cutoff=0.0)
+    return ", ".join(by_folded[name] for name in close)

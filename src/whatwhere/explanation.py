@@ -1,0 +1,248 @@
+"""The road: image -> what and where.
+
+    photo -> pixels + Frame -> images (b c h w) -> trace -> score -> map (b y x)
+          -> positive, unit, to_original: heat (H W) -> mask -> components -> Box
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from whatwhere.classifiers.classifier import Classifier
+from whatwhere.classifiers.labels import Labels
+from whatwhere.errors import DataError, InputError, nearest
+from whatwhere.geometry import Box, Frame
+from whatwhere.images import Photo, Source, open_photo
+from whatwhere.maps import METHODS, Method
+from whatwhere.maps.shape import positive, to_original, unit
+from whatwhere.regions import rle
+from whatwhere.regions.components import components
+from whatwhere.regions.threshold import Threshold, threshold
+from whatwhere.scores import of_class
+from whatwhere.types import Heat, Mask, Pixels, Size
+
+Target = int | str | Sequence[int | str]
+"""A class by index or name, "top5" for the five most probable, or several of these."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What the classifier says of an image, where it sees that, and how sure it is. It knows no files.
+
+    Attributes:
+        source: what the image is called.
+        pixels: (H W 3) the original image.
+        index: of the class that is explained.
+        label: its name.
+        probability: the classifier's, in [0, 1].
+        logit: the classifier's, before that.
+        method: name of the map method.
+        map: (y x) evidence for the class, raw and signed, one value a cell of the feature grid.
+        frame: how the original lies in the network's input.
+        at: the threshold that makes heat a mask.
+    """
+
+    source: str
+    pixels: Pixels
+    index: int
+    label: str
+    probability: float
+    logit: float
+    method: str
+    map: Float[np.ndarray, "y x"]
+    frame: Frame
+    at: Threshold
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the original image."""
+        return self.frame.original
+
+    @cached_property
+    def boxes(self) -> tuple[Box, ...]:
+        """One for each connected part of the mask, in original pixels, largest part first."""
+        return components(self.mask).boxes
+
+    @property
+    def box(self) -> Box | None:
+        """Around the largest component; None where nothing speaks for the class."""
+        return self.boxes[0] if self.boxes else None
+
+    @cached_property
+    def heat(self) -> Heat:
+        """(H W) in [0, 1]: the positive part of the map, in pixels of the original image."""
+        unitary = unit(positive(torch.from_numpy(self.map)[None]))
+        return to_original(unitary, self.frame)[0].numpy()
+
+    @cached_property
+    def mask(self) -> Mask:
+        """(H W): the pixels of all regions."""
+        return threshold(self.heat, self.at)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, as ``reports/explanation.schema.json`` describes it."""
+        return {
+            "source": self.source,
+            "width": self.size[1],
+            "height": self.size[0],
+            "class_index": self.index,
+            "label": self.label,
+            "probability": self.probability,
+            "logit": self.logit,
+            "method": self.method,
+            "threshold": self.at,
+            "seen": self.frame.seen.to_list(),
+            "box": self.box.to_list() if self.box else None,
+            "boxes": [box.to_list() for box in self.boxes],
+            "mask": rle.encode(self.mask),
+        }
+
+
+@overload
+def explain(
+    net: Classifier, images: Source | Photo, *, target: Target = ..., method: str | Method = ..., at: Threshold = ...
+) -> list[Explanation]: ...
+@overload
+def explain(
+    net: Classifier,
+    images: Sequence[Source | Photo],
+    *,
+    target: Target = ...,
+    targets: Sequence[Target] | None = ...,
+    method: str | Method = ...,
+    at: Threshold = ...,
+    batch: int = ...,
+) -> list[list[Explanation]]: ...
+def explain(
+    net: Classifier,
+    images: Source | Photo | Sequence[Source | Photo],
+    *,
+    target: Target = "top1",
+    targets: Sequence[Target] | None = None,
+    method: str | Method = "gradcam",
+    at: Threshold = 0.2,
+    batch: int = 16,
+) -> list[Explanation] | list[list[Explanation]]:
+    """Say what is in an image and where.
+
+    Args:
+        net: from ``whatwhere.load``.
+        images: one image or several: paths, PIL images, uint8 arrays (H W), (H W 3) or (H W 4).
+        target: what to explain, the same for every image: a class by index or name, "top5", or several.
+        targets: instead of ``target``, something else for each image.
+        method: a name in ``whatwhere.METHODS``, or a function (trace, score) -> maps (b y x).
+        at: threshold on the heat: a fraction of its maximum, "otsu", or "p90" for a percentile.
+        batch: images that go through the network at once.
+
+    Returns:
+        For one image, its explanations, one a target; for several, such a list for each.
+
+    Raises:
+        DataError: an image cannot be read, or the network gives nan for it; names which.
+        InputError: an unknown class or method (with the three nearest names), or as many targets as there
+            are not images.
+        UnsupportedError: the method does not apply to the network; names one that does.
+    """
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        if targets is not None:
+            raise InputError("targets are for several images; one image takes target=...")
+        return _explain_batch(net, [open_photo(images)], [target], method, at)[0]
+    if targets is not None and len(targets) != len(images):
+        raise InputError(f"one target for each image: got {len(targets)} for {len(images)} images")
+    wanted = [target] * len(images) if targets is None else list(targets)
+    found: list[list[Explanation]] = []
+    for start in range(0, len(images), batch):
+        photos = [_named(image, start + offset) for offset, image in enumerate(images[start : start + batch])]
+        found += _explain_batch(net, photos, wanted[start : start + batch], method, at)
+    return found
+
+
+def _named(image: Source | Photo, number: int) -> Photo:
+    """Pixels have no name of their own; messages call them by their place in the list."""
+    return open_photo(image, name=f"image {number}" if isinstance(image, np.ndarray | Image.Image) else None)
+
+
+def _explain_batch(
+    net: Classifier, photos: list[Photo], targets: list[Target], method: str | Method, at: Threshold
+) -> list[list[Explanation]]:
+    function = find_method(method)
+    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+    threshold(np.ones((1, 1), np.float32), at)  # wrong ones are said before any work
+    inputs, frames = zip(*(net.preprocess(photo) for photo in photos), strict=True)
+    trace = net.trace(torch.stack(inputs).to(net.device))
+    logits = trace.logits.detach()
+    _refuse_nan(logits, photos, f"{net.name} gives nan or infinite logits")
+    probabilities = net.probabilities(logits).cpu()
+    classes = [
+        classes_of(target, net.labels, row) for target, row in zip(targets, probabilities, strict=True)
+    ]
+    maps = []
+    for slot in range(max(map(len, classes))):
+        # images with fewer targets repeat their last one; it is not read
+        indices = torch.tensor([row[min(slot, len(row) - 1)] for row in classes], device=logits.device)
+        maps.append(function(trace, of_class(indices)).detach().cpu())
+        _refuse_nan(maps[-1], photos, f"{name} gives nan or infinite values on {net.name}")
+    return [
+        [
+            Explanation(
+                source=photo.source,
+                pixels=photo.pixels,
+                index=index,
+                label=net.labels[index],
+                probability=float(probabilities[i, index]),
+                logit=float(logits[i, index]),
+                method=name,
+                map=maps[slot][i].numpy(),
+                frame=frames[i],
+                at=at,
+            )
+            for slot, index in enumerate(classes[i])
+        ]
+        for i, photo in enumerate(photos)
+    ]
+
+
+def find_method(method: str | Method) -> Method:
+    """A method by its name in ``METHODS``; functions pass through.
+
+    Raises:
+        InputError: no such method; names the three nearest.
+    """
+    if not isinstance(method, str):
+        return method
+    if method not in METHODS:
+        raise InputError(f"no method is called {method!r}; nearest: {nearest(method, METHODS)}")
+    return METHODS[method]
+
+
+def classes_of(target: Target, labels: Labels, probabilities: Float[Tensor, "k"]) -> list[int]:
+    """The class indices that a target means for one image.
+
+    Raises:
+        InputError: no such class, or "top0", or nothing at all.
+    """
+    if isinstance(target, Sequence) and not isinstance(target, str):
+        if not target:
+            raise InputError("a target is a class, or several, got an empty list")
+        return [index for one in target for index in classes_of(one, labels, probabilities)]
+    top = re.fullmatch(r"top(\d+)", str(target))
+    if top and target not in labels:
+        if int(top[1]) < 1:
+            raise InputError(f"the most probable classes are top1, top2, ..., got {target!r}")
+        return probabilities.topk(min(int(top[1]), len(labels))).indices.tolist()
+    return [labels.find(target)]
+
+
+def _refuse_nan(values: Tensor, photos: list[Photo], what: str) -> None:
+    bad = (~values.isfinite()).flatten(1).any(1)
+    if bad.any():
+        named = ", ".join(photo.source for photo, is_bad in zip(photos, bad.tolist(), strict=True) if is_bad)
+        raise DataError(f"{named}: {what}")

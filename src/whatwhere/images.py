@@ -1,0 +1,229 @@
+"""File -> pixels -> network input: everything that happens before the network looks.
+
+``open_photo`` takes what people have and gives upright 8-bit RGB, or a ``DataError`` that names the
+file. ``Preprocess`` belongs to a checkpoint: it turns a photo into the network's input and a ``Frame``
+that leads back.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from whatwhere.errors import DataError, InputError
+from whatwhere.geometry import Frame
+from whatwhere.types import Pixels, Size
+
+MAX_PIXELS = 178_956_970
+"""Images of more pixels are refused unless asked for: Pillow's own bound on decompression bombs."""
+
+Fit = Literal["whole", "crop", "letterbox"]
+Source = str | os.PathLike[str] | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """An original image: upright 8-bit RGB pixels, and the name to call it by in messages."""
+
+    pixels: Pixels
+    source: str
+
+    @property
+    def size(self) -> Size:
+        """(H, W) in pixels, as a viewer shows it."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def open_photo(source: Source | Photo, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read an image as people have it.
+
+    Files are turned upright by their EXIF orientation, their first frame is taken, transparency is laid
+    on white, 16-bit values are scaled by 255/65535, floating-point ones from [0, 1].
+
+    Args:
+        source: a path, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        name: what to call the image in messages; by default the path, or "image".
+        max_pixels: more pixels than this are refused before they are decoded.
+
+    Raises:
+        DataError: the file is missing, empty, truncated, too large or no image.
+        InputError: an array of another shape or dtype, or something that is no image at all.
+    """
+    if isinstance(source, Photo):
+        return source
+    if isinstance(source, np.ndarray):
+        return Photo(_from_array(source, name or "image"), name or "image")
+    if isinstance(source, Image.Image):
+        return Photo(_decode(source, name or "image", max_pixels), name or "image")
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"an image is a path, a PIL image or a uint8 array, got {type(source).__name__}")
+    path = Path(source)
+    name = name or printable(path)
+    if path.is_dir():
+        raise DataError(f"{name}: wanted an image file, this is a directory")
+    try:
+        empty = path.stat().st_size == 0
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from error
+    if empty and path.is_file():
+        raise DataError(f"{name}: the file is empty")
+    if not path.is_file():
+        raise DataError(f"{name}: not a regular file")
+    try:
+        with path.open("rb") as file:
+            with _unbounded_header():
+                opened = Image.open(file)
+            with opened:
+                return Photo(_decode(opened, name, max_pixels), name)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name}: not an image, or of a format that is not known") from error
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from error
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A file's name as one line that any terminal or page can show."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every file below ``folder`` with an image's suffix, sorted; hidden ones are left out."""
+    suffixes = Image.registered_extensions()
+    return sorted(
+        Path(root, file)
+        for root, folders, files in os.walk(folder)
+        if not folders.sort()  # type: ignore[func-returns-value]
+        for file in files
+        if not file.startswith(".") and Path(file).suffix.lower() in suffixes
+    )
+
+
+_header_lock = threading.Lock()
+
+
+@contextmanager
+def _unbounded_header() -> Iterator[None]:
+    """Pillow's own bound is a global with a warning below it; ours is an argument, checked after the header."""
+    with _header_lock:
+        bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = bound
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+    if image.width * image.height > max_pixels:
+        raise DataError(
+            f"{name}: {image.width} x {image.height} pixels are more than the bound of {max_pixels}; "
+            "raise max_pixels if the file is to be trusted"
+        )
+    try:
+        image.load()
+        upright = _upright(image)
+        if upright.mode.startswith(("I", "F")):
+            return _from_array(_to_8_bit(np.asarray(upright)), name)
+        if upright.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        return np.asarray(upright.convert("RGB"))
+    except Exception as error:  # decoders raise whatever comes to hand on broken files
+        raise DataError(f"{name}: cannot be decoded: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block is no reason to lose the picture
+        return image
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(values.dtype, np.floating):
+        return (np.clip(values, 0, 65535).astype(np.uint32) * 255 // 65535).astype(np.uint8)
+    top = 1.0 if np.nanmax(values, initial=0.0) <= 1 else 255.0
+    return (np.clip(np.nan_to_num(values), 0, top) * (255 / top)).round().astype(np.uint8)
+
+
+def _from_array(array: np.ndarray, name: str) -> Pixels:
+    if array.dtype != np.uint8:
+        raise InputError(f"{name}: an array of pixels is uint8 in 0..255, got {array.dtype}")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in {1, 3, 4} or 0 in array.shape:
+        raise InputError(
+            f"{name}: an array of pixels is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}"
+        )
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    if array.shape[2] == 4:
+        return _decode(Image.fromarray(array, "RGBA"), name, array.size)
+    return np.ascontiguousarray(array)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a photo becomes the network's input; it travels with the weights.
+
+    Attributes:
+        size: (h, w) of the network's input.
+        mean: subtracted per channel, on a scale where white is 1.
+        std: divided by per channel, on the same scale.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased as Pillow does.
+        fit: "whole" squashes the whole image, "letterbox" pads it, "crop" cuts the centre out. What a
+            crop cuts away cannot be located, so the whole image is the default.
+        crop_fraction: share of the shorter side that a crop keeps.
+    """
+
+    size: Size = (224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    fit: Fit = "whole"
+    crop_fraction: float = 0.875
+
+    def __post_init__(self) -> None:
+        if self.fit not in get_args(Fit):
+            raise InputError(f"fit is one of {', '.join(get_args(Fit))}, got {self.fit!r}")
+        if self.interpolation.upper() not in Image.Resampling.__members__:
+            known = ", ".join(Image.Resampling.__members__).lower()
+            raise InputError(f"interpolation is one of {known}, got {self.interpolation!r}")
+        if len(self.mean) != len(self.std) or len(self.mean) not in {1, 3} or 0 in self.std:
+            raise InputError(
+                f"mean and std have one number a channel (1 or 3), std not 0; got {self.mean} and {self.std}"
+            )
+
+    def frame(self, original: Size) -> Frame:
+        """How an original of (H, W) pixels lies in the input."""
+        if self.fit == "crop":
+            return Frame.crop(original, self.size, self.crop_fraction)
+        return Frame.letterbox(original, self.size) if self.fit == "letterbox" else Frame.whole(original, self.size)
+
+    def __call__(self, photo: Photo) -> tuple[Float[Tensor, "c h w"], Frame]:
+        """The network's input, float32, and the frame that leads back; padding holds the mean."""
+        frame = self.frame(photo.size)
+        placed, seen = frame.placed, frame.seen
+        image = Image.fromarray(photo.pixels)
+        if len(self.mean) == 1:
+            image = image.convert("L")
+        image = image.resize(
+            (round(placed.width), round(placed.height)),
+            Image.Resampling[self.interpolation.upper()],
+            box=(max(seen.x0, 0), max(seen.y0, 0), min(seen.x1, image.width), min(seen.y1, image.height)),
+        )
+        inner = np.array(image, dtype=np.float32).reshape(image.height, image.width, -1)
+        inner = (inner / 255 - np.float32(self.mean)) / np.float32(self.std)
+        tensor = torch.zeros(len(self.mean), *self.size)
+        y0, x0 = round(placed.y0), round(placed.x0)
+        tensor[:, y0 : y0 + image.height, x0 : x0 + image.width] = torch.from_numpy(inner).permute(2, 0, 1)
+        return tensor, frame

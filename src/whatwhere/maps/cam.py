@@ -1,0 +1,20 @@
+"""CAM: class activation mapping."""
+
+from whatwhere.classifiers.classifier import Trace
+from whatwhere.maps.shape import weighted_sum
+from whatwhere.types import Maps, Score
+
+
+def cam(trace: Trace, score: Score) -> Maps:
+    """Class activation map (Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016).
+
+    ``M_k(y, x) = sum_c w_kc A_c(y, x)`` (eq. 2), with ``w`` the weights of the linear layer behind global
+    average pooling: ``mean(M_k) + bias_k`` is the logit of class k. A score of several classes gets their
+    maps in the proportion d score / d logit. All classes at once: ``trace.net.class_maps(trace)``.
+
+    Raises:
+        UnsupportedError: the logits are not linear in the pooled features.
+    """
+    weight, _ = trace.net.checked_linear(trace)
+    channels = trace.class_gradient(score) @ weight
+    return weighted_sum(trace.features, channels)

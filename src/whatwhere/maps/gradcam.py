@@ -1,0 +1,15 @@
+"""Grad-CAM: channels weighted by their mean gradient."""
+
+from whatwhere.classifiers.classifier import Trace
+from whatwhere.maps.shape import weighted_sum
+from whatwhere.types import Maps, Score
+
+
+def gradcam(trace: Trace, score: Score) -> Maps:
+    """Grad-CAM (Selvaraju et al., Visual Explanations from Deep Networks, ICCV 2017).
+
+    ``a_c = mean_yx dS / dA_c(y, x)`` (eq. 1) and ``M = sum_c a_c A_c`` (eq. 2, before its ReLU, which is
+    ``positive``). On a network of global average pooling and a linear layer, CAM divided by the number of
+    cells.
+    """
+    return weighted_sum(trace.features, trace.gradient(score).mean((-2, -1)))

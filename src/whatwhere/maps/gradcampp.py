@@ -1,0 +1,23 @@
+"""Grad-CAM++: gradients weighted cell by cell."""
+
+import torch
+
+from whatwhere.classifiers.classifier import Trace
+from whatwhere.maps.shape import weighted_sum
+from whatwhere.types import Maps, Score
+
+
+def gradcampp(trace: Trace, score: Score) -> Maps:
+    """Grad-CAM++ (Chattopadhay et al., Improved Visual Explanations for Deep CNNs, WACV 2018).
+
+    With ``g = dS / dA_c(y, x)`` and the class score taken as ``exp(S)``, whose higher derivatives are powers of g:
+    ``alpha = g^2 / (2 g^2 + g^3 sum_yx A_c)`` (eq. 19), 0 where the denominator is; ``w_c = sum_yx alpha
+    relu(g)`` (eq. 5) and ``M = sum_c w_c A_c``. The factor ``exp(S)``, one for the whole map, is left out: it
+    says nothing about where, and overflows.
+    """
+    gradient, features = trace.gradient(score), trace.features.detach()
+    # g^2 cancels; what is left of the fraction is 1 / (2 + g sum A), for g != 0
+    denominator = 2 + gradient * features.sum((-2, -1), keepdim=True)
+    usable = (gradient != 0) & (denominator != 0)
+    alpha = torch.where(usable, 1 / torch.where(usable, denominator, 1), 0)
+    return weighted_sum(features, (alpha * gradient.relu()).sum((-2, -1)))

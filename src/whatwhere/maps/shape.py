@@ -1,0 +1,97 @@
+"""From features to a raw map, and the three visible steps to something to look at: positive, unit, upsample.
+
+Their order is the caller's, because published numbers depend on it; ``explain`` takes them in this one.
+Resizing is linear and separable, so a map is brought to any window of any grid by two small matrices,
+exactly, and at the cost of the pixels that come out.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whatwhere.geometry import Box, Frame
+from whatwhere.types import Features, Maps, Size
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+def weighted_sum(features: Features, weights: Float[Tensor, "b c"]) -> Maps:
+    """``sum_c weights_c features_c``: one number a channel, one map an image."""
+    b, c, y, x = features.shape
+    return (weights[:, None] @ features.detach().reshape(b, c, y * x)).reshape(b, y, x)
+
+
+def positive(maps: Maps) -> Maps:
+    """What speaks for the score: max(map, 0). The ReLU of Grad-CAM (Selvaraju et al. 2017, eq. 2)."""
+    return maps.clamp(min=0)
+
+
+def unit(maps: Maps) -> Maps:
+    """Each map scaled to [0, 1] by its own minimum and maximum; a constant map becomes zeros."""
+    low = maps.amin((-2, -1), keepdim=True)
+    span = maps.amax((-2, -1), keepdim=True) - low
+    return torch.where(span > 0, (maps - low) / span.where(span > 0, torch.ones_like(span)), 0)
+
+
+def upsample(maps: Maps, size: Size, interpolation: Interpolation = "bilinear") -> Float[Tensor, "b h w"]:
+    """Maps brought to (h, w), cells taken as areas (``align_corners=False``).
+
+    Equals ``torch.nn.functional.interpolate`` of that mode, for growing; shrinking is not antialiased.
+    """
+    whole = Box(0, 0, size[1], size[0])
+    return _resample(maps, whole, size, interpolation)
+
+
+def to_original(maps: Maps, frame: Frame, interpolation: Interpolation = "bilinear") -> Float[Tensor, "b H W"]:
+    """Maps of the network's input brought to the pixels of the original image, through its frame.
+
+    Pixels that the network did not see are 0.
+    """
+    (h, w), full = frame.network, Box(0, 0, frame.network[1], frame.network[0])
+    sx, sy = frame.scale
+    # where the network's whole input, padding and all, would lie in the original
+    x0, y0 = frame.seen.x0 - frame.placed.x0 / sx, frame.seen.y0 - frame.placed.y0 / sy
+    window = Box(x0, y0, x0 + full.width / sx, y0 + full.height / sy)
+    out = _resample(maps, window, frame.original, interpolation)
+    H, W = frame.original
+    rows = _inside(H, frame.seen.y0, frame.seen.y1).to(out)
+    columns = _inside(W, frame.seen.x0, frame.seen.x1).to(out)
+    return out if bool(rows.all() and columns.all()) else out * rows[:, None] * columns
+
+
+def _resample(maps: Maps, window: Box, size: Size, interpolation: Interpolation) -> Tensor:
+    """Values at the pixel centres of ``size``, for maps spread over ``window`` of that grid."""
+    y, x = maps.shape[-2:]
+    rows = _taps(y, size[0], window.y0, window.y1, interpolation).to(maps)
+    columns = _taps(x, size[1], window.x0, window.x1, interpolation).to(maps)
+    return rows @ (maps @ columns.T)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _taps(cells: int, pixels: int, start: float, stop: float, interpolation: Interpolation) -> Tensor:
+    """(pixels, cells): the weight of every cell in every pixel along one axis; edges are repeated."""
+    centres = torch.arange(pixels, dtype=torch.float64) + 0.5
+    at = (centres - start) * (cells / (stop - start)) - 0.5
+    base = at.floor()
+    offsets = torch.arange(-1, 3) if interpolation == "bicubic" else torch.arange(0, 2)
+    distance = (at[:, None] - base[:, None] - offsets).abs()
+    weight = _keys(distance) if interpolation == "bicubic" else 1 - distance
+    index = (base[:, None] + offsets).clamp(0, cells - 1).long()
+    return torch.zeros(pixels, cells, dtype=torch.float64).scatter_add_(1, index, weight)
+
+
+def _keys(distance: Tensor, a: float = -0.75) -> Tensor:
+    """The cubic convolution kernel (Keys 1981), with the constant that PyTorch and OpenCV use."""
+    d = distance
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return torch.where(d <= 1, near, far)
+
+
+def _inside(pixels: int, start: float, stop: float) -> Tensor:
+    centres = torch.arange(pixels) + 0.5
+    return (centres >= start) & (centres < stop)

@@ -1,0 +1,1 @@
+"""Heat (H W) -> mask -> components -> boxes, all in pixels of the original image."""

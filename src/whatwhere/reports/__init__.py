@@ -1,0 +1,1 @@
+"""Explanations -> pictures, tables and pages."""
