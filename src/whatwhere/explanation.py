@@ -5,9 +5,10 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, overload
 
 import numpy as np
@@ -20,7 +21,7 @@ from whatwhere.classifiers.classifier import Classifier
 from whatwhere.classifiers.labels import Labels
 from whatwhere.errors import DataError, InputError, nearest
 from whatwhere.geometry import Box, Frame
-from whatwhere.images import Photo, Source, open_photo
+from whatwhere.images import MAX_PIXELS, Photo, Source, open_photo
 from whatwhere.maps import METHODS, Method
 from whatwhere.maps.shape import positive, to_original, unit
 from whatwhere.regions import rle
@@ -128,7 +129,7 @@ def explain(
     target: Target = "top1",
     targets: Sequence[Target] | None = None,
     method: str | Method = "gradcam",
-    at: Threshold = 0.2,
+    at: Threshold = 0.25,
     batch: int = 16,
 ) -> list[Explanation] | list[list[Explanation]]:
     """Say what is in an image and where.
@@ -139,7 +140,8 @@ def explain(
         target: what to explain, the same for every image: a class by index or name, "top5", or several.
         targets: instead of ``target``, something else for each image.
         method: a name in ``whatwhere.METHODS``, or a function (trace, score) -> maps (b y x).
-        at: threshold on the heat: a fraction of its maximum, "otsu", or "p90" for a percentile.
+        at: threshold on the heat: a fraction of its maximum, "otsu", or "p90" for a percentile. The default gave
+            the best boxes on 240 boxed photographs of Imagenette (embedded classifier, Grad-CAM).
         batch: images that go through the network at once.
 
     Returns:
@@ -163,6 +165,45 @@ def explain(
         photos = [_named(image, start + offset) for offset, image in enumerate(images[start : start + batch])]
         found += _explain_batch(net, photos, wanted[start : start + batch], method, at)
     return found
+
+
+def explain_each(
+    net: Classifier,
+    images: Iterable[Source | Photo],
+    *,
+    target: Target = "top1",
+    method: str | Method = "gradcam",
+    at: Threshold | None = None,
+    batch: int = 16,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[list[Explanation] | DataError]:
+    """As ``explain``, for any number of images, in order; one that cannot be used gives its error and no stop.
+
+    Only one batch is held at a time.
+    """
+    given = iter(images)
+    for first in given:
+        opened: list[Photo | DataError] = []
+        for image in (first, *islice(given, batch - 1)):
+            try:
+                opened.append(open_photo(image, max_pixels=max_pixels))
+            except DataError as error:
+                opened.append(error)
+        photos = [one for one in opened if isinstance(one, Photo)]
+        options: dict[str, Any] = {"target": target, "method": method, **({} if at is None else {"at": at})}
+        try:
+            found: Iterator[list[Explanation] | DataError] = iter(explain(net, photos, batch=batch, **options))
+        except DataError:  # one of them is at fault: find it
+            found = (_one_or_error(net, photo, options) for photo in photos)
+        for one in opened:
+            yield one if isinstance(one, DataError) else next(found)
+
+
+def _one_or_error(net: Classifier, photo: Photo, options: dict[str, Any]) -> list[Explanation] | DataError:
+    try:
+        return explain(net, photo, **options)
+    except DataError as error:
+        return error
 
 
 def _named(image: Source | Photo, number: int) -> Photo:

@@ -6,7 +6,9 @@ from whatwhere.types import Maps, Score
 
 
 def cam(trace: Trace, score: Score) -> Maps:
-    """Class activation map (Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016).
+    """Class activation map: the last layer's weights laid over the features (Zhou et al., CVPR 2016).
+
+    Zhou, Khosla, Lapedriza, Oliva, Torralba: Learning Deep Features for Discriminative Localization.
 
     ``M_k(y, x) = sum_c w_kc A_c(y, x)`` (eq. 2), with ``w`` the weights of the linear layer behind global
     average pooling: ``mean(M_k) + bias_k`` is the logit of class k. A score of several classes gets their

@@ -6,7 +6,10 @@ from whatwhere.types import Maps, Score
 
 
 def gradcam(trace: Trace, score: Score) -> Maps:
-    """Grad-CAM (Selvaraju et al., Visual Explanations from Deep Networks, ICCV 2017).
+    """Grad-CAM: channels weighted by their mean gradient (Selvaraju et al., ICCV 2017).
+
+    Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra: Visual Explanations from Deep Networks via
+    Gradient-based Localization.
 
     ``a_c = mean_yx dS / dA_c(y, x)`` (eq. 1) and ``M = sum_c a_c A_c`` (eq. 2, before its ReLU, which is
     ``positive``). On a network of global average pooling and a linear layer, CAM divided by the number of

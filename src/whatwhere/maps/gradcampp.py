@@ -8,7 +8,10 @@ from whatwhere.types import Maps, Score
 
 
 def gradcampp(trace: Trace, score: Score) -> Maps:
-    """Grad-CAM++ (Chattopadhay et al., Improved Visual Explanations for Deep CNNs, WACV 2018).
+    """Grad-CAM++: positive gradients weighted cell by cell, then summed (Chattopadhay et al., WACV 2018).
+
+    Chattopadhay, Sarkar, Howlader, Balasubramanian: Grad-CAM++, Improved Visual Explanations for Deep
+    Convolutional Networks.
 
     With ``g = dS / dA_c(y, x)`` and the class score taken as ``exp(S)``, whose higher derivatives are powers of g:
     ``alpha = g^2 / (2 g^2 + g^3 sum_yx A_c)`` (eq. 19), 0 where the denominator is; ``w_c = sum_yx alpha

@@ -1,0 +1,61 @@
+"""Explanations -> a folder of pictures and one self-contained page."""
+
+import base64
+import io
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from whatwhere.explanation import Explanation
+from whatwhere.images import printable
+from whatwhere.reports.picture import draw, write
+
+_pages = Environment(
+    loader=PackageLoader("whatwhere", "reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
+
+
+def write_report(seen: Iterable[list[Explanation]], folder: Path, model: str) -> Path:
+    """A picture for each image and ``index.html`` with all of them inside, written as they come.
+
+    Args:
+        seen: for each image its explanations.
+        folder: made where it is missing; pictures of the same names are written over.
+        model: named on the page.
+
+    Returns:
+        The page. It appears when the last image is done; pictures appear one by one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "index.html"
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        aside = Path(scratch, "index.html")
+        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            for text in _pages.get_template("page.html.j2").generate(entries=_entries(seen, folder), model=model):
+                file.write(text)
+        aside.replace(page)
+    return page
+
+
+def _entries(seen: Iterable[list[Explanation]], folder: Path) -> Iterator[dict[str, Any]]:
+    taken: set[str] = set()
+    for explanations in seen:
+        picture = draw(explanations)
+        stem = Path(explanations[0].source).stem or "image"
+        name, again = f"{stem}.png", 1
+        while name in taken:
+            again += 1
+            name = f"{stem}-{again}.png"
+        taken.add(name)
+        write(picture, folder / name)
+        yield {"source": explanations[0].source, "seen": explanations, "picture": _data_uri(picture), "name": printable(name)}
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
