@@ -1,7 +1,7 @@
 """The road: image -> what and where.
 
-    photo -> pixels + Frame -> images (b c h w) -> trace -> score -> map (b y x)
-          -> positive, unit, to_original: heat (H W) -> mask -> components -> Box
+photo -> pixels + Frame -> images (b c h w) -> trace -> score -> map (b y x)
+      -> positive, unit, to_original: heat (H W) -> mask -> components -> Box
 """
 
 import re
@@ -108,8 +108,13 @@ class Explanation:
 
 
 @overload
-def explain(
-    net: Classifier, images: Source | Photo, *, target: Target = ..., method: str | Method = ..., at: Threshold = ...
+def explain(  # type: ignore[overload-overlap]
+    net: Classifier,
+    images: Source | Photo,
+    *,
+    target: Target = ...,
+    method: str | Method = ...,
+    at: Threshold = ...,
 ) -> list[Explanation]: ...
 @overload
 def explain(
@@ -222,9 +227,7 @@ def _explain_batch(
     logits = trace.logits.detach()
     _refuse_nan(logits, photos, f"{net.name} gives nan or infinite logits")
     probabilities = net.probabilities(logits).cpu()
-    classes = [
-        classes_of(target, net.labels, row) for target, row in zip(targets, probabilities, strict=True)
-    ]
+    classes = [classes_of(target, net.labels, row) for target, row in zip(targets, probabilities, strict=True)]
     maps = []
     for slot in range(max(map(len, classes))):
         # images with fewer targets repeat their last one; it is not read

@@ -37,9 +37,7 @@ class Box:
 
     def intersection(self, other: "Box") -> "Box":
         """What both cover; its area is 0 where they do not meet."""
-        return Box(
-            max(self.x0, other.x0), max(self.y0, other.y0), min(self.x1, other.x1), min(self.y1, other.y1)
-        )
+        return Box(max(self.x0, other.x0), max(self.y0, other.y0), min(self.x1, other.x1), min(self.y1, other.y1))
 
     def iou(self, other: "Box") -> float:
         """Intersection over union, in [0, 1]; 0 where both are empty."""

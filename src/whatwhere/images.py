@@ -99,13 +99,12 @@ def printable(path: str | os.PathLike[str]) -> str:
 def image_files(folder: Path) -> list[Path]:
     """Every file below ``folder`` with an image's suffix, sorted; hidden ones are left out."""
     suffixes = Image.registered_extensions()
-    return sorted(
-        Path(root, file)
-        for root, folders, files in os.walk(folder)
-        if not folders.sort()  # type: ignore[func-returns-value]
-        for file in files
-        if not file.startswith(".") and Path(file).suffix.lower() in suffixes
-    )
+    found = (Path(root, file) for root, _, files in os.walk(folder) for file in files)
+    return sorted(file for file in found if file.suffix.lower() in suffixes and not _hidden(file.relative_to(folder)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 _header_lock = threading.Lock()
@@ -150,9 +149,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
     if not np.issubdtype(values.dtype, np.floating):
-        return (np.clip(values, 0, 65535).astype(np.uint32) * 255 // 65535).astype(np.uint8)
+        return ((np.clip(values, 0, 65535).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)  # type: ignore[no-any-return]
     top = 1.0 if np.nanmax(values, initial=0.0) <= 1 else 255.0
-    return (np.clip(np.nan_to_num(values), 0, top) * (255 / top)).round().astype(np.uint8)
+    return (np.clip(np.nan_to_num(values), 0, top) * (255 / top)).round().astype(np.uint8)  # type: ignore[no-any-return]
 
 
 def _from_array(array: np.ndarray, name: str) -> Pixels:
@@ -221,9 +220,9 @@ class Preprocess:
             Image.Resampling[self.interpolation.upper()],
             box=(max(seen.x0, 0), max(seen.y0, 0), min(seen.x1, image.width), min(seen.y1, image.height)),
         )
-        inner = np.array(image, dtype=np.float32).reshape(image.height, image.width, -1)
-        inner = (inner / 255 - np.float32(self.mean)) / np.float32(self.std)
+        channels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1)
+        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
         tensor = torch.zeros(len(self.mean), *self.size)
         y0, x0 = round(placed.y0), round(placed.x0)
-        tensor[:, y0 : y0 + image.height, x0 : x0 + image.width] = torch.from_numpy(inner).permute(2, 0, 1)
+        tensor[:, y0 : y0 + image.height, x0 : x0 + image.width] = (channels / 255 - mean) / std
         return tensor, frame

@@ -16,7 +16,7 @@ def of_class(index: int | Int[Tensor, "b"]) -> Score:
     """The logit of a class: one for all images, or one for each.
 
     Raises:
-        InputError: when the score is taken: an index out of range, or as many indices as there are not images.
+        InputError: when the score is taken: an index out of range, or not one for each image.
     """
 
     def score(logits: Logits) -> Scores:

@@ -33,7 +33,8 @@ _err = Console(stderr=True)
 _out = Console() if sys.stdout.isatty() else Console(width=10_000)
 
 ModelOption = Annotated[
-    str, typer.Option(help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, or a saved run's folder.")
+    str,
+    typer.Option(help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, or a saved run's folder."),
 ]
 MethodOption = Annotated[str, typer.Option(help="A map method; [bold]whatwhere methods[/] lists them.")]
 
@@ -75,7 +76,9 @@ def explain(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for pictures, photographs and index.html.")] = Path("whatwhere-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for pictures, photographs and index.html.")] = Path(
+        "whatwhere-demo"
+    ),
 ) -> None:
     """Look at the photographs that came with the install, and write pictures and a page."""
     from importlib.resources import as_file, files
@@ -118,7 +121,12 @@ def _run(
     net = whatwhere.load(model, **loading)
     failures: list[DataError] = []
     table = Table(box=None, pad_edge=False)
-    for name, justify in (("image", "left"), ("what", "left"), ("probability", "right"), ("where: x0 y0 x1 y1", "right")):
+    for name, justify in (
+        ("image", "left"),
+        ("what", "left"),
+        ("probability", "right"),
+        ("where: x0 y0 x1 y1", "right"),
+    ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
 
     def said(results: Iterable["list[Explanation] | DataError"]) -> Iterator["list[Explanation]"]:

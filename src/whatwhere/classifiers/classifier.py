@@ -49,7 +49,7 @@ class Trace:
     logits: Logits
 
     def gradient(self, score: Score) -> Features:
-        """d score / d features: how much each activation speaks for what is explained.
+        """D score / d features: how much each activation speaks for what is explained.
 
         Raises:
             InputError: the score does not give one differentiable number for each image.
@@ -57,7 +57,7 @@ class Trace:
         return self._gradient(score, self.features)
 
     def class_gradient(self, score: Score) -> Logits:
-        """d score / d logits: how much each class speaks for what is explained."""
+        """D score / d logits: how much each class speaks for what is explained."""
         return self._gradient(score, self.logits)
 
     def _gradient(self, score: Score, of: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The hook cuts the features off, hands the network a copy of the leaf, and turns 
 comes after. Layouts of features (channels last, tokens) are made grids (b c y x) here and nowhere else.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -41,9 +42,7 @@ class HookedClassifier(Classifier):
         self.layer = layer
 
     def at(self, layer: str) -> "HookedClassifier":  # noqa: D102
-        return HookedClassifier(
-            self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer
-        )
+        return HookedClassifier(self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer)
 
     def _split_run(self, images: Images) -> tuple[Tensor, Tensor]:
         leaf, logits = self._run(images, grad=False)
@@ -231,12 +230,12 @@ def as_grid(output: Tensor, size: Size) -> tuple[Tensor, Callable[[Tensor], Tens
         return output, lambda grid: grid
     if output.ndim == 3:
         b, n, c = output.shape
-        for prefix in range(min(MAX_PREFIX, n - 1) + 1):
-            y, x = _grid_of(n - prefix, size)
-            if y * x == n - prefix:
-                tokens = output[:, prefix:].transpose(1, 2).reshape(b, c, y, x)
-                front = output[:, :prefix].detach()
-                return tokens, lambda grid: torch.cat([front, grid.flatten(2).transpose(1, 2)], 1)
+        fitting = (p for p in range(min(MAX_PREFIX, n - 1) + 1) if math.prod(_grid_of(n - p, size)) == n - p)
+        prefix = next(fitting, None)
+        if prefix is not None:
+            front, (y, x) = output[:, :prefix].detach(), _grid_of(n - prefix, size)
+            tokens = output[:, prefix:].transpose(1, 2).reshape(b, c, y, x)
+            return tokens, lambda grid: torch.cat([front, grid.flatten(2).transpose(1, 2)], 1)
         raise NoGridError(f"{n} tokens are no grid for an input of {size[0]} x {size[1]}")
     raise NoGridError(f"its output has shape {tuple(output.shape)}")
 

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
-from numbers import Integral
 
 from whatwhere.errors import InputError, nearest
 
@@ -37,7 +36,7 @@ class Labels(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self._names[index]
 
     def __repr__(self) -> str:
@@ -49,11 +48,10 @@ class Labels(Sequence[str]):
         Raises:
             InputError: no such class (with the three nearest names), or a word for several classes.
         """
-        if isinstance(wanted, Integral):
-            wanted = int(wanted)
+        if not isinstance(wanted, str):
             if not 0 <= wanted < len(self):
                 raise InputError(f"a class index is in 0..{len(self) - 1}, got {wanted}")
-            return wanted
+            return int(wanted)
         if wanted in self._names and self._names.count(wanted) == 1:
             return self._names.index(wanted)
         found = self._by_word.get(wanted.strip().casefold(), [])
@@ -70,11 +68,11 @@ class Labels(Sequence[str]):
 @cache
 def imagenet() -> Labels:
     """The 1000 classes of ILSVRC 2012, by their first word; WordNet's other words and ids are synonyms."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
     words = [[word.strip() for word in text.split(",")] for text in info.label_descriptions()]
-    ids = info.label_names()
+    ids = info.label_names()  # type: ignore[no-untyped-call]
     firsts = [first for first, *_ in words]
     names = [first if firsts.count(first) == 1 else f"{first} ({id})" for first, id in zip(firsts, ids, strict=True)]
     return Labels(names, [[*some, id] for some, id in zip(words, ids, strict=True)])

@@ -59,9 +59,7 @@ def load(
         if weights is not None:
             load_weights(network, read_weights(Path(weights)), name)
         preprocess = preprocess or found
-        net = around(
-            network, name=name, labels=labels, preprocess=preprocess, activation=activation, layer=layer
-        )
+        net = around(network, name=name, labels=labels, preprocess=preprocess, activation=activation, layer=layer)
     if device is not None:
         net.network.to(device)
     return net

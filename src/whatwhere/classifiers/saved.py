@@ -72,7 +72,9 @@ def load_run(
     try:
         run = tomllib.loads((folder / RUN).read_text(encoding="utf-8"))
         model, words = run["model"], run["labels"]
-        settings = {key: tuple(v) if isinstance(v, list) else v for key, v in run["preprocess"].items()}
+        settings: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in run["preprocess"].items()
+        }
         preprocess = preprocess or Preprocess(**settings)
         labels = labels if labels is not None else Labels(words["names"], words["synonyms"])
         network, _ = build(model["name"], pretrained=False, num_classes=len(words["names"]))

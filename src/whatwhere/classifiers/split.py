@@ -12,9 +12,7 @@ class SplitClassifier(Classifier):
     """Backbone and head are two calls, features (b c y x) between them."""
 
     def at(self, layer: str) -> HookedClassifier:  # noqa: D102
-        return HookedClassifier(
-            self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer
-        )
+        return HookedClassifier(self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer)
 
     def _split_run(self, images: Images) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

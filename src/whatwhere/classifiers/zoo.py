@@ -96,6 +96,7 @@ def _hub(name: str) -> Iterator[None]:
 
 
 def timm_preprocess(network: nn.Module) -> Preprocess:
+    """What belongs to the weights of a timm network, except that the whole image is seen."""
     config = getattr(network, "pretrained_cfg", None) or {}
     default = Preprocess()
     return Preprocess(

@@ -50,11 +50,10 @@ def to_original(maps: Maps, frame: Frame, interpolation: Interpolation = "biline
 
     Pixels that the network did not see are 0.
     """
-    (h, w), full = frame.network, Box(0, 0, frame.network[1], frame.network[0])
     sx, sy = frame.scale
     # where the network's whole input, padding and all, would lie in the original
     x0, y0 = frame.seen.x0 - frame.placed.x0 / sx, frame.seen.y0 - frame.placed.y0 / sy
-    window = Box(x0, y0, x0 + full.width / sx, y0 + full.height / sy)
+    window = Box(x0, y0, x0 + frame.network[1] / sx, y0 + frame.network[0] / sy)
     out = _resample(maps, window, frame.original, interpolation)
     H, W = frame.original
     rows = _inside(H, frame.seen.y0, frame.seen.y1).to(out)

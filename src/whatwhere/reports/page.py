@@ -52,7 +52,12 @@ def _entries(seen: Iterable[list[Explanation]], folder: Path) -> Iterator[dict[s
             name = f"{stem}-{again}.png"
         taken.add(name)
         write(picture, folder / name)
-        yield {"source": explanations[0].source, "seen": explanations, "picture": _data_uri(picture), "name": printable(name)}
+        yield {
+            "source": explanations[0].source,
+            "seen": explanations,
+            "picture": _data_uri(picture),
+            "name": printable(name),
+        }
 
 
 def _data_uri(picture: Image.Image) -> str:

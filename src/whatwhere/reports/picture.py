@@ -63,7 +63,7 @@ def draw(
 
 
 def caption(one: Explanation) -> str:
-    """ "Egyptian cat 77.1 %" """
+    """Label and probability, as in: Egyptian cat 77.1 %."""
     return f"{one.label} {one.probability:.1%}".replace("%", " %")
 
 
