@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
 
 from whatwhere.errors import InputError
 from whatwhere.types import Size
@@ -71,12 +70,12 @@ class Frame:
     placed: Box
 
     @classmethod
-    def whole(cls, original: Size, network: Size) -> Self:
+    def whole(cls, original: Size, network: Size) -> "Frame":
         """The whole image, squashed to the network's size: nothing is cut away."""
         return cls(_positive(original), _positive(network), _full(original), _full(network))
 
     @classmethod
-    def crop(cls, original: Size, network: Size, fraction: float = 1.0) -> Self:
+    def crop(cls, original: Size, network: Size, fraction: float = 1.0) -> "Frame":
         """The largest centred part with the network's aspect ratio, shrunk by ``fraction``.
 
         Equals resizing the shorter side to ``size / fraction`` and cutting the centre out, without the
@@ -90,7 +89,7 @@ class Frame:
         return cls(original, network, Box(x0, y0, x0 + w * step, y0 + h * step), _full(network))
 
     @classmethod
-    def letterbox(cls, original: Size, network: Size) -> Self:
+    def letterbox(cls, original: Size, network: Size) -> "Frame":
         """The whole image, aspect ratio kept to the nearest pixel, centred on padding."""
         (H, W), (h, w) = _positive(original), _positive(network)
         step = max(H / h, W / w)

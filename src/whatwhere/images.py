@@ -208,7 +208,7 @@ class Preprocess:
             return Frame.crop(original, self.size, self.crop_fraction)
         return Frame.letterbox(original, self.size) if self.fit == "letterbox" else Frame.whole(original, self.size)
 
-    def __call__(self, photo: Photo) -> tuple[Float[Tensor, "c h w"], Frame]:
+    def __call__(self, photo: Photo) -> tuple[Float[Tensor, "d h w"], Frame]:
         """The network's input, float32, and the frame that leads back; padding holds the mean."""
         frame = self.frame(photo.size)
         placed, seen = frame.placed, frame.seen

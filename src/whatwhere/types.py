@@ -1,6 +1,7 @@
 """The axes and the few array aliases: the glossary.
 
-    b   image of the batch          k   class            c   channel
+    b   image of the batch          k   class            c   channel of the features
+                                                     d   channel of the input
     h w network input, in pixels    y x feature grid, in cells
     H W original image, in pixels   n   region
 
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-Images = Float[Tensor, "b c h w"]
+Images = Float[Tensor, "b d h w"]
 """A preprocessed batch, as the network takes it."""
 Features = Float[Tensor, "b c y x"]
 """Activations at the layer where the network is split."""

@@ -41,12 +41,14 @@ class Trace:
         images: (b c h w), what it looked at.
         features: (b c y x), a leaf: float32, or float64 where the network computes in it.
         logits: (b k), of the same dtype, differentiable in the features alone.
+        eps: relative precision that the network computed them in.
     """
 
     net: "Classifier"
     images: Images
     features: Features
     logits: Logits
+    eps: float
 
     def gradient(self, score: Score) -> Features:
         """D score / d features: how much each activation speaks for what is explained.
@@ -138,7 +140,8 @@ class Classifier(ABC):
                 f"{self.name}: wanted logits for {len(images)} images and {len(self.labels)} labels, "
                 f"got shape {tuple(logits.shape)}"
             )
-        return Trace(self, images, features, logits)
+        with torch.inference_mode(False), torch.enable_grad():
+            return Trace(self, images, features, widened(logits), torch.finfo(logits.dtype).eps)
 
     def logits(self, images: Images) -> Logits:
         """The plain forward: (b k), without gradients."""
@@ -194,8 +197,7 @@ class Classifier(ABC):
         """
         linear = self.linear(trace.features.shape[1])
         error, scale = _law_error(linear, trace), float(trace.logits.detach().abs().amax().clamp(min=1))
-        half = any(p.dtype in {torch.float16, torch.bfloat16} for p in self.network.parameters())
-        if linear is None or not error <= scale * (5e-2 if half else 1e-3):
+        if linear is None or not error <= scale * max(1e-3, 8 * trace.eps):
             raise UnsupportedError(
                 f"plain CAM needs logits that are linear in the mean of the features; on {self.name} "
                 f"|mean(map) + bias - logit| is {error:.3g}. Use gradcam or layercam, which need no such law."

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whatwhere.classifiers.classifier import Activation, Classifier, leaf_of, logits_of, undisturbed, widened
+from whatwhere.classifiers.classifier import Activation, Classifier, leaf_of, logits_of, undisturbed
 from whatwhere.classifiers.labels import Labels
 from whatwhere.errors import InputError, UnsupportedError, nearest
 from whatwhere.images import Preprocess
@@ -60,7 +60,7 @@ class HookedClassifier(Classifier):
         size = (images.shape[-2], images.shape[-1])
         try:
             with cut_at(self.network, self.layer, size, grad=grad) as leaves:
-                logits = widened(logits_of(self.network(images)))
+                logits = logits_of(self.network(images))
         except NoGridError as error:
             raise UnsupportedError(f"{self.name}: layer {self.layer!r} gives no grid of features: {error}") from None
         if len(leaves) != 1:

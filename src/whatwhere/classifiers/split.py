@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from whatwhere.classifiers.classifier import Classifier, leaf_of, widened
+from whatwhere.classifiers.classifier import Classifier, leaf_of
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.types import Images
 
@@ -20,5 +20,4 @@ class SplitClassifier(Classifier):
         leaf = leaf_of(features)
         with torch.enable_grad():
             # a copy, because a head may begin with an operation in place
-            logits = self.network.forward_head(leaf.to(features.dtype, copy=True))  # type: ignore[operator]
-            return leaf, widened(logits)
+            return leaf, self.network.forward_head(leaf.to(features.dtype, copy=True))  # type: ignore[operator]

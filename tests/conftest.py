@@ -1,0 +1,40 @@
+"""Annotations are executed: every shape in a signature is checked while the tests run."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+install_import_hook("whatwhere", "executed.check")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import whatwhere  # noqa: E402
+from whatwhere.apps.memory import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("WHATWHERE_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def net():
+    """The embedded classifier."""
+    return whatwhere.load()
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """The photographs that come with the package."""
+    return sorted((ROOT / "src" / "whatwhere" / "photos").glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def imagenet_boxes():
+    folder = DATA / "imagenet-boxes"
+    if not folder.is_dir():
+        pytest.skip(f"needs the boxed ImageNet pictures in {folder}")
+    return folder

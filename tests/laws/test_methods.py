@@ -1,0 +1,201 @@
+"""What is true of every method, on networks that differ in everything the methods could lean on."""
+
+import gc
+import os
+
+import pytest
+import torch
+from scenes import deep_head_net, gap_net, plain, red_net, tailed
+from torch import Tensor, nn
+
+import whatwhere
+from whatwhere.errors import UnsupportedError
+from whatwhere.geometry import Box
+from whatwhere.maps import METHODS
+from whatwhere.maps.shape import positive, unit
+from whatwhere.scores import of_class
+
+SIZE = (24, 40)
+LINEAR = {"cam", "gradcam", "layercam"}
+NETWORKS = {"gap": gap_net, "deep head": deep_head_net}
+CASES = [(method, network) for method in METHODS for network in NETWORKS if (method, network) != ("cam", "deep head")]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request):
+    method, network = request.param
+    return method, METHODS[method], whatwhere.load(NETWORKS[network](), preprocess=plain(SIZE))
+
+
+def images(count: int, dtype=torch.float32) -> Tensor:
+    return torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def test_shape_dtype_device_and_finite(case):
+    _, method, net = case
+    maps = method(net.trace(images(3)), of_class(2))
+    assert maps.shape == (3, 6, 10)
+    assert maps.dtype == torch.float32
+    assert maps.device == images(1).device
+    assert maps.isfinite().all()
+    assert not maps.requires_grad
+    assert maps.abs().sum() > 0
+
+
+def test_double_precision_stays_double(case):
+    _, method, net = case
+    net.network.double()
+    single = method(net.trace(images(2)), of_class(1))
+    assert single.dtype == torch.float64
+
+
+def test_a_batch_is_its_images_one_by_one(case):
+    _, method, net = case
+    classes = torch.tensor([3, 0, 2])
+    together = method(net.trace(images(3)), of_class(classes))
+    for i in range(3):
+        alone = method(net.trace(images(3)[i : i + 1]), of_class(int(classes[i])))
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_twice_the_score_is_twice_the_map_where_the_method_is_linear(case):
+    name, method, net = case
+    if name not in LINEAR:
+        pytest.skip(f"{name} is not linear in the score")
+    trace = net.trace(images(2))
+    once, twice = method(trace, of_class(1)), method(trace, lambda logits: 2 * logits[:, 1])
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def state(network: nn.Module) -> dict[str, object]:
+    return {
+        "mode": [module.training for module in network.modules()],
+        "grads": [p.grad for p in network.parameters()],
+        "requires_grad": [p.requires_grad for p in network.parameters()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in network.modules()
+        ],
+    }
+
+
+@pytest.mark.parametrize("mode", ["train", "frozen", "mixed"])
+def test_the_module_is_left_as_it_was(case, mode):
+    _, method, net = case
+    expected = method(net.trace(images(2)), of_class(1))
+    if mode == "train":
+        net.network.train()
+    elif mode == "mixed":
+        net.network[1].train()
+    else:
+        net.network.requires_grad_(False)
+    before, tensors = state(net.network), {key: t.clone() for key, t in net.network.state_dict().items()}
+    generator = torch.get_rng_state()
+    batch = images(2)
+    maps = method(net.trace(batch), of_class(1))
+    assert torch.equal(maps, expected)
+    assert state(net.network) == before
+    assert all(torch.equal(tensors[key], t) for key, t in net.network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert torch.equal(batch, images(2))
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_the_same_inside_no_grad_and_inference_mode(case, context):
+    _, method, net = case
+    expected = method(net.trace(images(2)), of_class(1))
+    with context():
+        inside = method(net.trace(images(2)), of_class(1))
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() == (context is torch.inference_mode)
+    assert torch.equal(inside, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_nearly_the_same(case, dtype):
+    name, method, net = case
+    expected = method(net.trace(images(2)), of_class(1))
+    net.network.to(dtype)
+    maps = method(net.trace(images(2)), of_class(1))
+    assert maps.dtype == torch.float32
+    both = torch.stack([maps.flatten(), expected.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.98
+
+
+def test_autocast_is_nearly_the_same(case):
+    _, method, net = case
+    expected = method(net.trace(images(2)), of_class(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = method(net.trace(images(2)), of_class(1))
+    assert torch.corrcoef(torch.stack([maps.float().flatten(), expected.flatten()]))[0, 1] > 0.98
+
+
+def test_two_hundred_repeats_leave_nothing_behind(case):
+    _, method, net = case
+    batch = images(2)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    for _ in range(5):
+        method(net.trace(batch), of_class(1))
+    count, memory = tensors(), resident()
+    for _ in range(200):
+        method(net.trace(batch), of_class(1))
+    assert tensors() == count
+    assert resident() - memory < 8 << 20
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_planted_blob_is_found_to_the_pixel(name):
+    net = whatwhere.load(red_net(), preprocess=plain((40, 60)), labels=["blue", "red"])
+    pixels = torch.zeros(40, 60, 3, dtype=torch.uint8)
+    pixels[5:14, 20:43, 0] = 255
+    pixels[30:33, 2:50, 2] = 255
+    red, blue = whatwhere.explain(net, pixels.numpy(), target=["red", "blue"], method=name)
+    assert red.box == Box(20, 5, 43, 14)
+    assert blue.box == Box(2, 30, 50, 33)
+    assert red.mask.sum() == 9 * 23
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_constant_map_gives_zeros_and_no_box(name):
+    net = whatwhere.load(red_net(), preprocess=plain((40, 60)))
+    grey = torch.full((40, 60, 3), 0, dtype=torch.uint8).numpy()
+    (seen,) = whatwhere.explain(net, grey, target=1, method=name)
+    assert (seen.heat == 0).all()
+    assert seen.box is None
+    assert not seen.mask.any()
+
+
+def test_gradcam_is_cam_over_the_number_of_cells():
+    net = whatwhere.load(gap_net(), preprocess=plain(SIZE))
+    trace = net.trace(images(2))
+    torch.testing.assert_close(METHODS["gradcam"](trace, of_class(4)), METHODS["cam"](trace, of_class(4)) / 60)
+
+
+def test_the_linear_law_is_measured():
+    assert whatwhere.load(gap_net(), preprocess=plain(SIZE)).linear_law(images(2)) < 1e-5
+    assert whatwhere.load(deep_head_net(), preprocess=plain(SIZE)).linear_law(images(2)) > 0.01
+    with pytest.raises(UnsupportedError, match="linear in the mean"):
+        METHODS["cam"](whatwhere.load(deep_head_net(), preprocess=plain(SIZE)).trace(images(1)), of_class(0))
+
+
+def test_unit_of_every_method_is_in_0_to_1(case):
+    _, method, net = case
+    heat = unit(positive(method(net.trace(images(3)), of_class(0))))
+    assert heat.amin() >= 0
+    assert heat.amax() <= 1
+
+
+def test_nan_in_an_image_is_named():
+    net = tailed(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3, SIZE)
+    batch = images(3)
+    batch[1, 0, 2, 3] = float("nan")
+    with pytest.raises(whatwhere.InputError, match="image 1 of the batch"):
+        net.trace(batch)
