@@ -6,6 +6,7 @@ that leads back.
 """
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,16 +69,16 @@ def open_photo(source: Source | Photo, *, name: str | None = None, max_pixels: i
         raise InputError(f"an image is a path, a PIL image or a uint8 array, got {type(source).__name__}")
     path = Path(source)
     name = name or printable(path)
-    if path.is_dir():
-        raise DataError(f"{name}: wanted an image file, this is a directory")
     try:
-        empty = path.stat().st_size == 0
-    except OSError as error:
-        raise DataError(f"{name}: {error.strerror or error}") from error
-    if empty and path.is_file():
-        raise DataError(f"{name}: the file is empty")
-    if not path.is_file():
+        status = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise DataError(f"{name}: wanted an image file, this is a directory")
+    if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{name}: not a regular file")
+    if status.st_size == 0:
+        raise DataError(f"{name}: the file is empty")
     try:
         with path.open("rb") as file:
             with _unbounded_header():

@@ -148,7 +148,8 @@ def find_layer(network: nn.Module, image: Tensor) -> str:
     )
 
 
-_PASSING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
+_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_PASSING = (*_POOLS, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
 """Layers that hand on or merely pool what the layer before them found."""
 
 
