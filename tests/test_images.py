@@ -166,7 +166,7 @@ def test_bad_files_are_named_with_the_reason(tmp_path, kind, reason):
 
 def test_a_bomb_is_refused_before_it_is_decoded_and_taken_when_asked_for(tmp_path):
     Image.new("1", (3000, 2000)).save(tmp_path / "bomb.png")
-    with pytest.raises(DataError, match="6000000|3000 x 2000 pixels are more than the bound of 5000"):
+    with pytest.raises(DataError, match="3000 x 2000 pixels are more than the bound of 5000"):
         open_photo(tmp_path / "bomb.png", max_pixels=5000)
     bound = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = 5000
@@ -235,9 +235,7 @@ def test_extreme_shapes_pass(size, fit):
     assert tensor.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"interpolation": "cubic"}, {"mean": (0.5,)}, {"std": (1.0, 0.0, 1.0)}]
-)
+@pytest.mark.parametrize("wrong", [{"interpolation": "cubic"}, {"mean": (0.5,)}, {"std": (1.0, 0.0, 1.0)}])
 def test_preprocess_says_what_it_takes(wrong):
     with pytest.raises(InputError, match="got"):
         Preprocess(**wrong)

@@ -206,7 +206,9 @@ def test_layers_that_will_not_do_say_so():
     with pytest.raises(UnsupportedError, match="no grid"):
         net.at("6").trace(torch.ones(1, 3, *SIZE))
     shared = nn.ReLU()
-    twice = nn.Sequential(nn.Conv2d(3, 4, 3), shared, nn.Conv2d(4, 4, 3), shared, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    twice = nn.Sequential(
+        nn.Conv2d(3, 4, 3), shared, nn.Conv2d(4, 4, 3), shared, nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     with pytest.raises(UnsupportedError, match="2 times"):
         whatwhere.load(twice, preprocess=plain(SIZE)).at("1").trace(torch.ones(1, 3, *SIZE))
     with pytest.raises(UnsupportedError, match=r"no layer gives a grid .* pass layer="):
@@ -273,5 +275,5 @@ def test_hooks_are_gone_when_the_network_fails():
 
 @pytest.mark.parametrize("shape", [(3, 24, 40), (0, 3, 24, 40), (1, 3, 0, 40)])
 def test_what_is_no_batch(shape):
-    with pytest.raises(Exception, match="batch of images|images"):
+    with pytest.raises(Exception, match=r"batch of images|images"):
         around(deep_head_net(), preprocess=plain(SIZE)).trace(torch.zeros(shape))

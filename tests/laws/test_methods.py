@@ -113,7 +113,7 @@ def test_the_same_inside_no_grad_and_inference_mode(case, context):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_nearly_the_same(case, dtype):
-    name, method, net = case
+    _, method, net = case
     expected = method(net.trace(images(2)), of_class(1))
     net.network.to(dtype)
     maps = method(net.trace(images(2)), of_class(1))

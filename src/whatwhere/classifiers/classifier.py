@@ -159,7 +159,7 @@ class Classifier(ABC):
         Features that have a channel a class already need none: theirs is the identity.
         """
         k = len(self.labels)
-        for module in reversed(list(self.network.modules())):
+        for module in modules_of(self.network):
             weight = getattr(module, "weight", None)
             if not isinstance(module, nn.Linear | nn.Conv2d) or not isinstance(weight, Tensor):
                 continue
@@ -177,17 +177,15 @@ class Classifier(ABC):
         Raises:
             UnsupportedError: the logits are not linear in the pooled features.
         """
-        weight, _ = self.checked_linear(trace)
+        linear = self.linear(trace.features.shape[1])
+        if linear is None:
+            raise self._lawless(float("inf"))
         b, c, y, x = trace.features.shape
-        return (weight @ trace.features.detach().reshape(b, c, y * x)).reshape(b, -1, y, x)
-
-    def linear_law(self, images: Images) -> float:
-        """The largest |mean(class map) + bias - logit| over images and classes: 0 where plain CAM is exact.
-
-        Infinite where no linear layer takes the features' channels.
-        """
-        trace = self.trace(images)
-        return _law_error(self.linear(trace.features.shape[1]), trace)
+        # one product for the batch; classes come out first, as a view
+        columns = trace.features.detach().permute(1, 0, 2, 3).reshape(c, b * y * x)
+        maps = (linear.weight @ columns).reshape(-1, b, y, x).permute(1, 0, 2, 3)
+        self._check_law(trace, maps.mean((-2, -1)) + linear.bias)
+        return maps
 
     def checked_linear(self, trace: Trace) -> Linear:
         """The last linear layer, after measuring on this trace that the logits are linear in the pooled features.
@@ -196,13 +194,33 @@ class Classifier(ABC):
             UnsupportedError: they are not; the message names the methods that need no such law.
         """
         linear = self.linear(trace.features.shape[1])
-        error, scale = _law_error(linear, trace), float(trace.logits.detach().abs().amax().clamp(min=1))
-        if linear is None or not error <= scale * max(1e-3, 8 * trace.eps):
-            raise UnsupportedError(
-                f"plain CAM needs logits that are linear in the mean of the features; on {self.name} "
-                f"|mean(map) + bias - logit| is {error:.3g}. Use gradcam or layercam, which need no such law."
-            )
+        if linear is None:
+            raise self._lawless(float("inf"))
+        self._check_law(trace, _pooled_logits(linear, trace))
         return linear
+
+    def linear_law(self, images: Images) -> float:
+        """The largest |mean(class map) + bias - logit| over images and classes: 0 where plain CAM is exact.
+
+        Infinite where no linear layer takes the features' channels.
+        """
+        trace = self.trace(images)
+        linear = self.linear(trace.features.shape[1])
+        if linear is None:
+            return float("inf")
+        return float((_pooled_logits(linear, trace) - trace.logits.detach()).abs().amax())
+
+    def _check_law(self, trace: Trace, predicted: Logits) -> None:
+        logits = trace.logits.detach()
+        error, scale = float((predicted - logits).abs().amax()), float(logits.abs().amax().clamp(min=1))
+        if not error <= scale * max(1e-3, 8 * trace.eps):
+            raise self._lawless(error)
+
+    def _lawless(self, error: float) -> UnsupportedError:
+        return UnsupportedError(
+            f"plain CAM needs logits that are linear in the mean of the features; on {self.name} "
+            f"|mean(map) + bias - logit| is {error:.3g}. Use gradcam or layercam, which need no such law."
+        )
 
     def _checked(self, images: Images) -> Images:
         if images.ndim != 4 or 0 in images.shape:
@@ -221,7 +239,7 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 
     Flags are set one by one, because a module's own ``train()`` may do more than that.
     """
-    training = [module for module in network.modules() if module.training]
+    training = [module for module in modules_of(network) if module.training]
     try:
         for module in training:
             module.training = False
@@ -231,11 +249,18 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _law_error(linear: Linear | None, trace: Trace) -> float:
-    if linear is None:
-        return float("inf")
-    predicted = trace.features.detach().mean((-2, -1)) @ linear.weight.T + linear.bias
-    return float((predicted - trace.logits.detach()).abs().amax())
+def _pooled_logits(linear: Linear, trace: Trace) -> Logits:
+    """What the logits would be by the linear law."""
+    return trace.features.detach().mean((-2, -1)) @ linear.weight.T + linear.bias
+
+
+def modules_of(network: nn.Module) -> Iterator[nn.Module]:
+    """All modules, last ones first and shared ones as often as they are used: several times as fast as ``modules()``."""
+    waiting = [network]
+    while waiting:
+        module = waiting.pop()
+        yield module
+        waiting.extend(child for child in module._modules.values() if child is not None)
 
 
 def leaf_of(features: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""What a map costs, as a ratio to a plain forward of the same batch: ``python benchmarks/seam.py [--malloc default]``.
+
+Grad-CAM, Grad-CAM++ and Layer-CAM include the upsampling to the input's size; CAM is of all 1000 classes, on the grid.
+"""
+
+import argparse
+
+import torch
+from timing import in_turn, machine, ratios
+
+import whatwhere
+from whatwhere.apps.memory import keep_freed_memory
+from whatwhere.maps import METHODS
+from whatwhere.maps.shape import positive, unit, upsample
+from whatwhere.scores import top_class
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--malloc", choices=["kept", "default"], default="kept", help="freed memory stays, or not")
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args()
+    if options.malloc == "kept":
+        keep_freed_memory()
+    torch.set_num_threads(2)
+    print(f"{machine()}, malloc {options.malloc}\n")
+    print("| network | batch | forward, ms | " + " | ".join(["cam of 1000", *list(METHODS)[1:]]) + " |")
+    print("|---|---|---|" + "---|" * len(METHODS))
+    for name in ("efficientnet-lite0", "timm/resnet50"):
+        net = whatwhere.load(name, pretrained=name == "efficientnet-lite0")
+        for batch in (1, 16):
+            images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+            row = ratios(in_turn(runs(net, images), options.rounds if batch == 1 else options.rounds // 3), "forward")
+            milliseconds = 1000 * min(in_turn({"forward": lambda: forward(net, images)}, 5)["forward"])
+            cells = [
+                f"{median:.2f} ({low:.2f} to {high:.2f})"
+                for key, (median, low, high) in row.items()
+                if key != "forward"
+            ]
+            print(f"| {name} | {batch} | {milliseconds:.0f} | " + " | ".join(cells) + " |", flush=True)
+
+
+def forward(net: whatwhere.Classifier, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return net.network(images)
+
+
+def runs(net: whatwhere.Classifier, images: torch.Tensor) -> dict:
+    size = (images.shape[-2], images.shape[-1])
+
+    def all_cams() -> torch.Tensor:
+        return net.class_maps(net.trace(images))
+
+    def of(method):
+        return lambda: upsample(unit(positive(method(net.trace(images), top_class))), size)
+
+    gradients = {name: of(method) for name, method in METHODS.items() if name != "cam"}
+    return {"forward": lambda: forward(net, images), "cam of 1000": all_cams, **gradients}
+
+
+if __name__ == "__main__":
+    main()

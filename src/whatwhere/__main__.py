@@ -1,0 +1,5 @@
+"""``python -m whatwhere``."""
+
+from whatwhere.apps.cli import main
+
+main()

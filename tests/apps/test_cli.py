@@ -1,0 +1,130 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import whatwhere
+from whatwhere.apps.cli import app
+
+SCHEMA = json.loads(Path(whatwhere.__path__[0], "reports", "explanation.schema.json").read_text())
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from whatwhere.apps.cli import app; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_demo(tmp_path):
+    result = run("demo", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "Egyptian cat" in result.stdout
+    assert "espresso" in result.stdout
+    names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    photos = [f"photos/{name}.jpg" for name in ("chelsea", "coffee", "rocket")]
+    assert names == ["chelsea.png", "coffee.png", "index.html", *photos, "rocket.png"]
+
+
+def test_explain_prints_a_table(photos):
+    result = run("explain", photos[0], "--target", "top2", "--target", "tabby")
+    assert result.exit_code == 0
+    rows = result.stdout.splitlines()
+    assert len(rows) == 4
+    assert rows[1].split()[-4:] == ["40", "0", "401", "300"]
+
+
+def test_json_is_one_line_an_explanation_and_nothing_else(photos, tmp_path):
+    result = run("explain", *photos, "--json", "--target", "top2", "--out", tmp_path, "--method", "cam")
+    assert result.exit_code == 0
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        jsonschema.validate(line, SCHEMA)
+        assert line["method"] == "cam"
+    assert (tmp_path / "index.html").is_file()
+
+
+def test_failed_images_are_named_and_the_others_done(photos, tmp_path):
+    (tmp_path / "bad[red].jpg").write_text("text")
+    result = run("explain", tmp_path / "bad[red].jpg", photos[0], tmp_path / "none.jpg", "--json")
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 1
+    failed = [line for line in result.stderr.splitlines() if line.startswith("failed")]
+    assert len(failed) == 2
+    assert "bad[red].jpg: not an image" in failed[0]
+    assert "none.jpg: No such file" in failed[1]
+
+
+def test_folders_are_searched_and_our_own_pictures_left_out(photos, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.jpg", "sub/a.jpg"):
+        Image.open(photos[0]).save(tmp_path / name)
+    for _ in range(2):
+        result = run("explain", tmp_path, "--out", tmp_path / "out", "--json")
+        assert len(result.stdout.splitlines()) == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-2.png", "a.png", "index.html"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "tabbi"], "nearest: tabby"),
+        (["--method", "gradcan"], "nearest: gradcam"),
+        (["--model", "resnet5"], "nearest: resnet50"),
+        (["--threshold", "2"], "threshold"),
+        (["--layer", "blocks.9"], "no layer"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_wrong_usage_is_2(photos, words, message):
+    result = run("explain", photos[0], *words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+def test_no_arguments_and_no_photos():
+    assert run("explain").exit_code == 2
+    assert "Usage" in run().output
+
+
+def test_an_empty_folder_says_so(tmp_path):
+    result = run("explain", tmp_path)
+    assert result.exit_code == 1
+    assert "no image files" in result.stderr
+
+
+def test_a_saved_run_by_its_folder(photos, tmp_path, net):
+    whatwhere.save(net, tmp_path / "run")
+    assert run("explain", photos[0], "--model", tmp_path / "run").exit_code == 0
+
+
+def test_methods_are_listed():
+    result = run("methods")
+    for name in whatwhere.METHODS:
+        assert name in result.stdout
+
+
+def test_every_command_and_option_has_its_help():
+    for command in app.registered_commands:
+        result = run(command.callback.__name__, "--help")
+        assert result.exit_code == 0
+        assert len(result.stdout.splitlines()) > 5
+
+
+def test_a_reader_that_leaves_early_is_no_error(photos):
+    words = [sys.executable, "-m", "whatwhere", "explain", *map(str, photos * 6), "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+        assert process.wait() == 0, errors
+    assert "Traceback" not in errors

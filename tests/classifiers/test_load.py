@@ -1,0 +1,180 @@
+import csv
+import pickle
+import socket
+
+import pytest
+import torch
+from scenes import gap_net, plain
+from torch import nn
+
+import whatwhere
+from whatwhere.classifiers import zoo
+from whatwhere.classifiers.labels import Labels, imagenet
+from whatwhere.classifiers.split import SplitClassifier
+from whatwhere.classifiers.weights import load_weights, read_weights
+from whatwhere.errors import DataError, InputError
+
+
+def test_labels_are_found_by_name_synonym_wordnet_id_and_index():
+    labels = imagenet()
+    assert len(labels) == len(set(labels)) == 1000
+    for word in ("tabby", "Tabby Cat", " tabby ", "n02123045", 281, "281"):
+        assert labels.find(word) == 281
+
+
+def test_a_word_for_several_classes_says_which():
+    with pytest.raises(InputError, match=r"134 \(crane \(n02012849\)\), 517 \(crane \(n03126707\)\)"):
+        imagenet().find("crane")
+    assert imagenet().find("crane (n03126707)") == 517
+
+
+def test_unknown_labels_name_the_nearest():
+    with pytest.raises(InputError, match="nearest: tabby"):
+        imagenet().find("tabbi")
+    for index in (-1, 1000, "1000"):
+        with pytest.raises(InputError, match=r"in 0\.\.999"):
+            imagenet().find(index)
+
+
+def test_a_class_may_be_called_by_a_number():
+    assert Labels(["zero", "7", "seven"]).find("7") == 1
+
+
+def test_the_embedded_network(net):
+    assert isinstance(net, SplitClassifier)
+    assert net.name == "efficientnet-lite0"
+    assert net.preprocess.size == (224, 224)
+    assert len([key for key in net.network.state_dict() if not key.endswith("num_batches_tracked")]) == 247
+    assert net.linear_law(torch.randn(2, 3, 192, 256)) < 1e-3
+
+
+def test_the_embedded_network_on_ilsvrc(net, imagenet_boxes):
+    with (imagenet_boxes / "images.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    right1 = right5 = 0
+    for start in range(0, len(rows), 60):
+        part = rows[start : start + 60]
+        batch = torch.stack([net.preprocess(whatwhere.open_photo(imagenet_boxes / row["path"]))[0] for row in part])
+        top = net.logits(batch).topk(5).indices
+        truth = torch.tensor([int(row["class_index"]) for row in part])
+        right1 += int((top[:, 0] == truth).sum())
+        right5 += int((top == truth[:, None]).sum())
+    assert right1 / len(rows) == pytest.approx(0.837, abs=0.003)
+    assert right5 / len(rows) == pytest.approx(0.957, abs=0.003)
+
+
+def test_unknown_models_name_the_nearest():
+    with pytest.raises(InputError, match="nearest: resnet50"):
+        whatwhere.load("resnet5")
+    with pytest.raises(InputError, match="torchvision/vgg16"):
+        whatwhere.load("torchvision/vgg61")
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "torchvision/resnet18"])
+def test_without_a_network_the_embedded_one_is_named(name, monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match="efficientnet-lite0"):
+        whatwhere.load(name)
+
+
+def test_the_hub_is_put_back_as_it_was(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    before = constants.HF_HUB_OFFLINE
+    during = []
+
+    def fetch():
+        with zoo._hub("x"):
+            during.append(constants.HF_HUB_OFFLINE)
+            raise OSError("not in the cache")
+
+    with pytest.raises(DataError, match="could not be fetched"):
+        fetch()
+    assert during == [True]
+    assert before == constants.HF_HUB_OFFLINE
+
+
+def test_weights_of_ones_own(tmp_path):
+    import timm
+
+    network = timm.create_model("resnet18", num_classes=1000)
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "own.pth")
+    net = whatwhere.load("timm/resnet18", weights=tmp_path / "own.pth")
+    assert torch.equal(net.network.fc.weight, network.fc.weight)
+
+
+def test_weights_that_do_not_fit_leave_the_network_alone():
+    network = nn.Linear(3, 2)
+    before = network.weight.clone()
+    with pytest.raises(DataError, match=r"1 missing \['bias'\], 1 left over \['beta'\], 1 of another shape"):
+        load_weights(network, {"weight": torch.zeros(2, 2), "beta": torch.zeros(1)}, "own")
+    assert torch.equal(network.weight, before)
+
+
+class Evil:
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was run",))
+
+
+def test_a_pickle_that_wants_more_is_refused(tmp_path):
+    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
+    (tmp_path / "old.pth").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pth", "old.pth"):
+        with pytest.raises(DataError, match="refused"):
+            read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_damaged_weights(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        read_weights(tmp_path / name)
+
+
+def test_missing_weights(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_weights(tmp_path / "none.pth")
+
+
+def test_a_saved_run_is_the_classifier(tmp_path, net, photos):
+    whatwhere.save(net, tmp_path / "run")
+    again = whatwhere.load(tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"model.safetensors", "run.toml"}
+    assert (again.name, again.preprocess, again.activation) == (net.name, net.preprocess, net.activation)
+    assert list(again.labels) == list(net.labels)
+    assert again.labels.find("tabby cat") == 281
+    one, two = (whatwhere.explain(each, photos[0])[0].to_dict() for each in (net, again))
+    assert one == two
+
+
+def test_a_saved_run_keeps_its_layer_and_can_be_saved_twice(tmp_path):
+    net = whatwhere.load("timm/test_resnet", pretrained=False, layer="layer3")
+    for _ in range(2):
+        whatwhere.save(net, tmp_path / "run")
+    assert whatwhere.load(tmp_path / "run").layer == "layer3"
+
+
+def test_a_module_of_ones_own_has_no_name_to_save_it_by(tmp_path):
+    net = whatwhere.load(gap_net(), preprocess=plain((24, 40)))
+    with pytest.raises(InputError, match="have a name"):
+        whatwhere.save(net, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("toml", "reason"),
+    [(None, "not a saved run"), ("[model", "damaged"), ("[model]\nname = 'x'", "damaged")],
+)
+def test_folders_that_are_no_runs(tmp_path, toml, reason):
+    if toml is not None:
+        (tmp_path / "run.toml").write_text(toml)
+    with pytest.raises(DataError, match=reason):
+        whatwhere.load(tmp_path)
