@@ -1,9 +1,14 @@
-"""What a map costs, as a ratio to a plain forward of the same batch: ``python benchmarks/seam.py [--malloc default]``.
+"""What a map costs, as a ratio to a plain forward of the same batch.
 
-Grad-CAM, Grad-CAM++ and Layer-CAM include the upsampling to the input's size; CAM is of all 1000 classes, on the grid.
+    python benchmarks/seam.py [--malloc default]
+
+Median and quartiles. Grad-CAM, Grad-CAM++ and Layer-CAM with the upsampling to the input's size; CAM of all
+1000 classes, on the grid.
 """
 
 import argparse
+import statistics
+from pathlib import Path
 
 import torch
 from timing import in_turn, machine, ratios
@@ -18,7 +23,7 @@ from whatwhere.scores import top_class
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--malloc", choices=["kept", "default"], default="kept", help="freed memory stays, or not")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
     if options.malloc == "kept":
         keep_freed_memory()
@@ -26,17 +31,16 @@ def main() -> None:
     print(f"{machine()}, malloc {options.malloc}\n")
     print("| network | batch | forward, ms | " + " | ".join(["cam of 1000", *list(METHODS)[1:]]) + " |")
     print("|---|---|---|" + "---|" * len(METHODS))
+    folder = Path(whatwhere.__path__[0], "photos")
     for name in ("efficientnet-lite0", "timm/resnet50"):
         net = whatwhere.load(name, pretrained=name == "efficientnet-lite0")
+        photos = [net.preprocess(whatwhere.open_photo(path))[0] for path in sorted(folder.glob("*.jpg"))]
         for batch in (1, 16):
-            images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-            row = ratios(in_turn(runs(net, images), options.rounds if batch == 1 else options.rounds // 3), "forward")
-            milliseconds = 1000 * min(in_turn({"forward": lambda: forward(net, images)}, 5)["forward"])
-            cells = [
-                f"{median:.2f} ({low:.2f} to {high:.2f})"
-                for key, (median, low, high) in row.items()
-                if key != "forward"
-            ]
+            images = torch.stack([photos[i % len(photos)] for i in range(batch)])
+            seconds = in_turn(runs(net, images), options.rounds if batch == 1 else options.rounds // 3)
+            row = ratios(seconds, "forward")
+            cells = [f"{m:.2f} ({low:.2f} to {high:.2f})" for key, (m, low, high) in row.items() if key != "forward"]
+            milliseconds = 1000 * statistics.median(seconds["forward"])
             print(f"| {name} | {batch} | {milliseconds:.0f} | " + " | ".join(cells) + " |", flush=True)
 
 

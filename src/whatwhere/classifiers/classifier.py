@@ -99,6 +99,7 @@ class Classifier(ABC):
         self.preprocess = preprocess
         self.name = name
         self.activation: Activation = activation
+        self._transposed: tuple[tuple[int, int] | None, Tensor] = (None, torch.empty(0))
 
     @property
     def device(self) -> torch.device:
@@ -181,9 +182,14 @@ class Classifier(ABC):
         if linear is None:
             raise self._lawless(float("inf"))
         b, c, y, x = trace.features.shape
-        # one product for the batch; classes come out first, as a view
+        # one product for the batch, without the channels that are 0 everywhere: behind a ReLU often half of them
         columns = trace.features.detach().permute(1, 0, 2, 3).reshape(c, b * y * x)
-        maps = (linear.weight @ columns).reshape(-1, b, y, x).permute(1, 0, 2, 3)
+        live = columns.any(1).nonzero().flatten()
+        if len(live) < 0.8 * c:
+            maps = self._by_channel(linear.weight).index_select(0, live).T @ columns.index_select(0, live)
+        else:
+            maps = linear.weight @ columns
+        maps = maps.reshape(-1, b, y, x).permute(1, 0, 2, 3)
         self._check_law(trace, maps.mean((-2, -1)) + linear.bias)
         return maps
 
@@ -209,6 +215,13 @@ class Classifier(ABC):
         if linear is None:
             return float("inf")
         return float((_pooled_logits(linear, trace) - trace.logits.detach()).abs().amax())
+
+    def _by_channel(self, weight: Tensor) -> Tensor:
+        """The weights as (c k), where a channel's are one row; kept until they change."""
+        version = None if weight.is_inference() else (weight.data_ptr(), weight._version)
+        if version is None or self._transposed[0] != version:
+            self._transposed = (version, weight.T.contiguous())
+        return self._transposed[1]
 
     def _check_law(self, trace: Trace, predicted: Logits) -> None:
         logits = trace.logits.detach()
@@ -255,12 +268,13 @@ def _pooled_logits(linear: Linear, trace: Trace) -> Logits:
 
 
 def modules_of(network: nn.Module) -> Iterator[nn.Module]:
-    """All modules, last ones first and shared ones as often as they are used: several times as fast as ``modules()``."""
+    """All modules, last ones first, shared ones as often as they are used; several times as fast as ``modules()``."""
     waiting = [network]
     while waiting:
         module = waiting.pop()
         yield module
-        waiting.extend(child for child in module._modules.values() if child is not None)
+        if module._modules:
+            waiting.extend(child for child in module._modules.values() if child is not None)
 
 
 def leaf_of(features: Tensor) -> Tensor:
