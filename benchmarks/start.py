@@ -1,6 +1,6 @@
 """What the commands cost as whole processes, against the imports and the one forward that they need.
 
-    python benchmarks/start.py
+python benchmarks/start.py
 """
 
 import statistics
