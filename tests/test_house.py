@@ -49,7 +49,7 @@ def test_no_room_reaches_back():
 
 
 def test_architecture_names_the_rooms_in_this_order():
-    text = (HOUSE.parents[1] / "ARCHITECTURE.md").read_text()
+    text = (Path(__file__).parents[1] / "ARCHITECTURE.md").read_text()
     drawn = text[text.index("## The rooms") :]
     places = [drawn.index(f"\n    {room}") for room in ROOMS[:-1]]
     assert places == sorted(places)
