@@ -13,7 +13,7 @@ from torch import Tensor
 from whatwhere.errors import InputError
 from whatwhere.types import Logits, Score, Scores
 
-Classes = int | Int[Tensor, "b"]
+Classes = int | Int[Tensor, "n"]
 """One class for all images, or one for each."""
 
 
