@@ -16,7 +16,8 @@ from whatwhere.maps.shape import positive, unit
 from whatwhere.scores import of_class
 
 SIZE = (24, 40)
-LINEAR = {"cam", "gradcam", "layercam"}
+LINEAR = {"cam", "gradcam", "xgradcam", "hirescam", "layercam", "gradcam_elementwise", "shapleycam", "eigengradcam"}
+CLASS_AGNOSTIC = {"eigencam", "kpcacam", "fem"}
 NETWORKS = {"gap": gap_net, "deep head": deep_head_net}
 CASES = [(method, network) for method in METHODS for network in NETWORKS if (method, network) != ("cam", "deep head")]
 
@@ -156,11 +157,26 @@ def test_a_planted_blob_is_found_to_the_pixel(name):
     net = whatwhere.load(red_net(), preprocess=plain((40, 60)), labels=["blue", "red"])
     pixels = torch.zeros(40, 60, 3, dtype=torch.uint8)
     pixels[5:14, 20:43, 0] = 255
+    (red,) = whatwhere.explain(net, pixels.numpy(), target="red", method=name)
+    assert red.box == Box(20, 5, 43, 14)
+    assert red.mask.sum() == 9 * 23
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in CLASS_AGNOSTIC])
+def test_each_class_is_found_in_its_own_place(name):
+    net = whatwhere.load(red_net(), preprocess=plain((40, 60)), labels=["blue", "red"])
+    pixels = torch.zeros(40, 60, 3, dtype=torch.uint8)
+    pixels[5:14, 20:43, 0] = 255
     pixels[30:33, 2:50, 2] = 255
     red, blue = whatwhere.explain(net, pixels.numpy(), target=["red", "blue"], method=name)
     assert red.box == Box(20, 5, 43, 14)
     assert blue.box == Box(2, 30, 50, 33)
-    assert red.mask.sum() == 9 * 23
+
+
+@pytest.mark.parametrize("name", CLASS_AGNOSTIC)
+def test_what_knows_no_class_does_not_read_the_score(name):
+    trace = whatwhere.load(gap_net(), preprocess=plain(SIZE)).trace(images(2))
+    assert torch.equal(METHODS[name](trace, of_class(0)), METHODS[name](trace, of_class(3)))
 
 
 @pytest.mark.parametrize("name", METHODS)

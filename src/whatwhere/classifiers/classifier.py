@@ -58,21 +58,40 @@ class Trace:
         """
         return self._gradient(score, self.features)
 
+    def gradient_and_curvature(self, score: Score) -> tuple[Features, Features]:
+        """The gradient, and the Hessian of the score in the features times the features.
+
+        Raises:
+            InputError: the score does not give one differentiable number for each image.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            value = self._value(score)
+            (gradient,) = torch.autograd.grad(value.sum(), self.features, create_graph=True)
+            if not gradient.requires_grad:  # the head is linear
+                return gradient, torch.zeros_like(gradient)
+            (curved,) = torch.autograd.grad(
+                gradient, self.features, self.features.detach(), retain_graph=True, materialize_grads=True
+            )
+        return gradient.detach(), curved
+
     def class_gradient(self, score: Score) -> Logits:
         """D score / d logits: how much each class speaks for what is explained."""
         return self._gradient(score, self.logits)
 
     def _gradient(self, score: Score, of: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            value = score(self.logits)
-            if value.shape != self.logits.shape[:1]:
-                raise InputError(
-                    f"a score gives one number for each of {len(self.logits)} images, got shape {tuple(value.shape)}"
-                )
-            if not value.requires_grad:
-                raise InputError("a score must be differentiable in the logits; this one is cut off from them")
-            (gradient,) = torch.autograd.grad(value.sum(), of, retain_graph=True)
+            (gradient,) = torch.autograd.grad(self._value(score).sum(), of, retain_graph=True)
         return gradient
+
+    def _value(self, score: Score) -> Tensor:
+        value = score(self.logits)
+        if value.shape != self.logits.shape[:1]:
+            raise InputError(
+                f"a score gives one number for each of {len(self.logits)} images, got shape {tuple(value.shape)}"
+            )
+        if not value.requires_grad:
+            raise InputError("a score must be differentiable in the logits; this one is cut off from them")
+        return value
 
 
 class Classifier(ABC):

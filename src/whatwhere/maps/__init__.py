@@ -7,9 +7,17 @@ from collections.abc import Callable
 
 from whatwhere.classifiers.classifier import Trace
 from whatwhere.maps.cam import cam
+from whatwhere.maps.eigencam import eigencam, eigengradcam
+from whatwhere.maps.fem import fem
 from whatwhere.maps.gradcam import gradcam
+from whatwhere.maps.gradcam_elementwise import gradcam_elementwise
 from whatwhere.maps.gradcampp import gradcampp
+from whatwhere.maps.hirescam import hirescam
+from whatwhere.maps.kpcacam import kpcacam
 from whatwhere.maps.layercam import layercam
+from whatwhere.maps.shapleycam import shapleycam
+from whatwhere.maps.smoothgradcampp import smoothgradcampp
+from whatwhere.maps.xgradcam import xgradcam
 from whatwhere.types import Maps, Score
 
 Method = Callable[[Trace, Score], Maps]
@@ -18,5 +26,14 @@ METHODS: dict[str, Method] = {
     "cam": cam,
     "gradcam": gradcam,
     "gradcampp": gradcampp,
+    "smoothgradcampp": smoothgradcampp,
+    "xgradcam": xgradcam,
+    "hirescam": hirescam,
     "layercam": layercam,
+    "gradcam_elementwise": gradcam_elementwise,
+    "shapleycam": shapleycam,
+    "eigencam": eigencam,
+    "eigengradcam": eigengradcam,
+    "kpcacam": kpcacam,
+    "fem": fem,
 }

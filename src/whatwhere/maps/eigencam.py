@@ -1,0 +1,27 @@
+"""Eigen-CAM and Eigen-Grad-CAM: the first principal component."""
+
+from whatwhere.classifiers.classifier import Trace
+from whatwhere.maps.components import first_component
+from whatwhere.types import Maps, Score
+
+
+def eigencam(trace: Trace, score: Score) -> Maps:
+    """Eigen-CAM: the features' first principal component, the same for every class (Muhammad & Yeasin, IJCNN 2020).
+
+    Muhammad, Yeasin: Eigen-CAM, Class Activation Map using Principal Components. With the features as a matrix
+    ``A = U S V'`` of cells by channels: ``M = A v_1`` (eq. 5), not centred, as in the paper. The sign of ``v_1`` is
+    chosen so that cells of much energy are positive. The score is not read.
+    """
+    return first_component(trace.features.detach())
+
+
+def eigengradcam(trace: Trace, score: Score) -> Maps:
+    """Eigen-Grad-CAM: the first principal component of gradient times activation, so of one class.
+
+    As pytorch-grad-cam's ``EigenGradCAM`` (Gildenblat et al.), without its centring: Eigen-CAM of
+    ``dS / dA_c(y, x) A_c(y, x)``. Its sign is that of HiResCAM where the two agree most.
+    """
+    product = trace.gradient(score) * trace.features.detach()
+    component, sums = first_component(product), product.sum(1)
+    against = (component * sums).sum((-2, -1), keepdim=True) < 0
+    return component.where(~against, -component)

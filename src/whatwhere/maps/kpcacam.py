@@ -1,0 +1,28 @@
+"""KPCA-CAM: the first component of a kernel principal component analysis."""
+
+from whatwhere.classifiers.classifier import Trace
+from whatwhere.maps.components import oriented
+from whatwhere.types import Maps, Score
+
+
+def kpcacam(trace: Trace, score: Score, *, gamma: float | None = None) -> Maps:
+    """KPCA-CAM: Eigen-CAM with a kernel between the cells instead of their products (Karmani et al. 2024).
+
+    Karmani, Sivakaran, Prasad, Ali, Yang, Tang: KPCA-CAM, Visual Explainability of Deep Computer Vision Models using
+    Kernel PCA. With the features centred over the cells and the sigmoid kernel
+    ``K_ij = tanh(gamma a_i . a_j + 1)``, centred in its own space, ``M`` is its first eigenvector times the root of
+    the eigenvalue; equal to scikit-learn's ``KernelPCA``, with the sign of Eigen-CAM. The score is not read.
+
+    Args:
+        trace: what the network saw.
+        score: not read; the map is the same for every class.
+        gamma: of the kernel; 1 / channels by default.
+    """
+    b, c, y, x = trace.features.shape
+    cells = trace.features.detach().flatten(2).transpose(1, 2).double()
+    centred = cells - cells.mean(1, keepdim=True)
+    kernel = ((centred @ centred.transpose(1, 2)) * (1 / c if gamma is None else gamma) + 1).tanh()
+    rows, columns = kernel.mean(1, keepdim=True), kernel.mean(2, keepdim=True)
+    scale = kernel.diagonal(dim1=1, dim2=2).sum(1)
+    component = oriented(kernel - rows - columns + rows.mean(2, keepdim=True), cells, scale)
+    return component.reshape(b, y, x).to(trace.features.dtype)

@@ -1,0 +1,15 @@
+"""Shapley-CAM: gradients corrected by the curvature."""
+
+from whatwhere.classifiers.classifier import Trace
+from whatwhere.maps.shape import weighted_sum
+from whatwhere.types import Maps, Score
+
+
+def shapleycam(trace: Trace, score: Score) -> Maps:
+    """Shapley-CAM: Grad-CAM with second-order weights, the Shapley values of a quadratic (Cai 2025).
+
+    Cai: CAMs as Shapley Value-based Explainers. With the Hessian ``H`` of the score in the features,
+    ``w_c = mean_yx (g - 1/2 H A)_c(y, x)`` and ``M = sum_c w_c A_c``. Where the head is piecewise linear, Grad-CAM.
+    """
+    gradient, curved = trace.gradient_and_curvature(score)
+    return weighted_sum(trace.features, (gradient - curved / 2).mean((-2, -1)))

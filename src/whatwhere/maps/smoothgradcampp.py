@@ -1,0 +1,45 @@
+"""Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over noise."""
+
+import torch
+
+from whatwhere.classifiers.classifier import Trace
+from whatwhere.errors import InputError
+from whatwhere.maps.shape import weighted_sum
+from whatwhere.types import Maps, Score
+
+
+def smoothgradcampp(
+    trace: Trace, score: Score, *, samples: int = 4, noise: float = 0.15, seed: int = 0
+) -> Maps:
+    """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy images (Omeiza et al. 2019).
+
+    Omeiza, Speakman, Cintas, Weldermariam: Smooth Grad-CAM++. With ``D_i`` the mean over the samples of ``g^i``:
+    ``alpha = D_2 / (2 D_2 + D_3 sum_yx A_c)``, 0 where the denominator is; ``w_c = sum_yx alpha relu(D_1)`` (eqs. 4
+    to 9) and ``M = sum_c w_c A_c``, with the features of the image without noise.
+
+    Args:
+        trace: what the network saw.
+        score: what is explained.
+        samples: noisy images; as many forwards.
+        noise: standard deviation, as a share of the range of each image's values.
+        seed: of the noise, which is the same for every image of a batch.
+
+    Raises:
+        InputError: no samples, or negative noise.
+    """
+    if samples < 1 or noise < 0:
+        raise InputError(f"wanted at least 1 sample and noise of at least 0, got {samples} and {noise}")
+    images, features = trace.images, trace.features.detach()
+    spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    generator = torch.Generator().manual_seed(seed)
+    first, second, third = (torch.zeros_like(features) for _ in range(3))
+    for _ in range(samples):
+        drawn = torch.randn(images.shape[1:], generator=generator).to(images)
+        gradient = trace.net.trace(images + spread * drawn).gradient(score)
+        first += gradient
+        second += gradient.square()
+        third += gradient**3
+    # the number of samples cancels in alpha
+    denominator = 2 * second + third * features.sum((-2, -1), keepdim=True)
+    alpha = torch.where(denominator == 0, 0, second / torch.where(denominator == 0, 1, denominator))
+    return weighted_sum(features, (alpha * first.relu()).sum((-2, -1)) / samples)
