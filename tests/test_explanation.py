@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
@@ -6,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scenes import plain, red_net, scene, tight
+from scenes import gap_net, plain, red_net, scene, tight
 
 import whatwhere
 from whatwhere.errors import DataError, InputError
-from whatwhere.explanation import explain_each
+from whatwhere.explanation import classes_of, explain_each
 from whatwhere.regions import rle
 
 SCHEMA = Path(whatwhere.__path__[0], "reports", "explanation.schema.json")
@@ -65,7 +66,7 @@ def test_batches_do_not_matter(net, photos):
 @pytest.mark.parametrize("seed", range(4))
 def test_the_planted_ellipse_is_found(red, seed):
     pixels, mask = scene(seed)
-    (seen,) = whatwhere.explain(red, pixels, target="red", at=0.5)
+    (seen,) = whatwhere.explain(red, pixels, target="red", threshold=0.5)
     assert seen.box.iou(tight(mask)) > 0.9
     assert (seen.mask & mask).sum() / (seen.mask | mask).sum() > 0.9
 
@@ -74,7 +75,7 @@ def test_the_planted_ellipse_is_found(red, seed):
 def test_other_frames_lead_back_too(fit):
     net = whatwhere.load(red_net(), preprocess=whatwhere.Preprocess((64, 64), (0.0,) * 3, (1.0,) * 3, fit=fit))
     pixels, mask = scene(1)
-    (seen,) = whatwhere.explain(net, pixels, target=1, at=0.5)
+    (seen,) = whatwhere.explain(net, pixels, target=1, threshold=0.5)
     inside = np.zeros_like(mask)
     edges = [round(edge) for edge in seen.frame.seen.to_list()]
     inside[max(edges[1], 0) : edges[3], max(edges[0], 0) : edges[2]] = True
@@ -94,7 +95,7 @@ def test_to_dict_is_json_of_the_documented_schema(net, photos):
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     for at in (0.25, "otsu", "p90"):
-        for one in whatwhere.explain(net, photos[0], target="top2", at=at):
+        for one in whatwhere.explain(net, photos[0], target="top2", threshold=at):
             data = json.loads(json.dumps(one.to_dict()))
             jsonschema.validate(data, schema)
             assert np.array_equal(rle.decode(data["mask"]), one.mask)
@@ -122,7 +123,7 @@ def test_an_explanation_is_frozen(net, photos):
         ({"target": "top0"}, "top1, top2"),
         ({"target": []}, "empty"),
         ({"targets": [1]}, "got 1 for 2 images"),
-        ({"at": 2.0}, "threshold"),
+        ({"threshold": 2.0}, "threshold"),
     ],
 )
 def test_wrong_arguments(net, photos, options, message):
@@ -187,3 +188,49 @@ def test_a_method_of_ones_own(net, photos):
     H, W = seen.size
     assert abs((seen.box.x0 + seen.box.x1) / 2 - W / 2) <= 1
     assert abs((seen.box.y0 + seen.box.y1) / 2 - H / 2) <= 1
+
+
+@pytest.mark.parametrize(
+    "context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
+)
+@pytest.mark.parametrize("method", ["cam", "gradcam", "gradcampp", "layercam"])
+def test_inside_any_context(net, photos, context, method):
+    (expected,) = whatwhere.explain(net, photos[1], method=method)
+    with context():
+        (seen,) = whatwhere.explain(net, photos[1], method=method)
+        assert seen.heat.dtype == np.float32
+    assert seen.label == expected.label
+    assert seen.box.iou(expected.box) > 0.9
+
+
+def test_the_most_probable_are_told_apart_where_probabilities_saturate():
+    labels = whatwhere.Labels.numbered(3)
+    assert classes_of("top1", labels, torch.tensor([20.0, 30, 25])) == [1]
+    assert classes_of("top3", labels, torch.tensor([0.0, 120, 300])) == [2, 1, 0]
+
+
+def test_an_array_of_another_kind_is_its_own_error(net, photos):
+    found = list(explain_each(net, [photos[0], np.zeros((4, 4)), photos[1]]))
+    assert [isinstance(one, DataError) for one in found] == [False, True, False]
+    assert "image 1: an array of pixels is uint8" in str(found[1])
+
+
+def test_pixels_are_ours(red):
+    pixels, _ = scene(0)
+    (seen,) = whatwhere.explain(red, pixels, target=1)
+    pixels[:] = 0
+    assert seen.pixels.any()
+
+
+def test_threads_share_a_network():
+    net = whatwhere.load(gap_net(), preprocess=plain((24, 40)))
+    net.network.train()
+    pixels = [scene(seed, (30, 50))[0] for seed in range(8)]
+    before = {key: value.clone() for key, value in net.network.state_dict().items()}
+    expected = [whatwhere.explain(net, one, target=1)[0].map for one in pixels]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: whatwhere.explain(net, one, target=1)[0].map, pixels * 10))
+    for i, one in enumerate(found):
+        np.testing.assert_allclose(one, expected[i % 8], atol=1e-5)
+    assert all(torch.equal(before[key], value) for key, value in net.network.state_dict().items())
+    assert all(module.training for module in net.network.modules())

@@ -197,7 +197,17 @@ def test_things_that_are_no_images_are_refused(bad):
 
 
 def test_image_files_are_found_below_a_folder(tmp_path):
-    for name in ("b.JPG", "a.png", "sub/c.webp", ".hidden/d.png", ".e.png", "notes.txt"):
+    for name in (
+        "b.JPG",
+        "a.png",
+        "sub/c.webp",
+        ".hidden/d.png",
+        ".e.png",
+        "notes.txt",
+        "paper.pdf",
+        "film.mpg",
+        "plot.eps",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)]

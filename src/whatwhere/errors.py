@@ -3,8 +3,7 @@
     WhatWhereError
     ├── InputError          an argument is wrong: a name, a shape, a range
     ├── DataError           a file or an image cannot be used; names it and says why
-    ├── UnsupportedError    the method and the network do not go together; names the method that would do
-    └── MissingExtraError   an optional dependency is not installed; names the pip extra
+    └── UnsupportedError    the method and the network do not go together; names the method that would do
 
 Each message says what was wanted, what came, and what to do.
 """
@@ -27,10 +26,6 @@ class DataError(WhatWhereError, ValueError):
 
 class UnsupportedError(WhatWhereError):
     """The method does not apply to this network."""
-
-
-class MissingExtraError(WhatWhereError, ImportError):
-    """An optional dependency is not installed."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -26,7 +26,7 @@ from whatwhere.maps import METHODS, Method
 from whatwhere.maps.shape import positive, to_original, unit
 from whatwhere.regions import rle
 from whatwhere.regions.components import components
-from whatwhere.regions.threshold import Threshold, threshold
+from whatwhere.regions.threshold import Threshold, mask_of, parsed
 from whatwhere.scores import of_class
 from whatwhere.types import Heat, Mask, Pixels, Size
 
@@ -48,7 +48,7 @@ class Explanation:
         method: name of the map method.
         map: (y x) evidence for the class, raw and signed, one value a cell of the feature grid.
         frame: how the original lies in the network's input.
-        at: the threshold that makes heat a mask.
+        threshold: what makes heat a mask.
     """
 
     source: str
@@ -60,7 +60,7 @@ class Explanation:
     method: str
     map: Float[np.ndarray, "y x"]
     frame: Frame
-    at: Threshold
+    threshold: Threshold
 
     @property
     def size(self) -> Size:
@@ -86,7 +86,7 @@ class Explanation:
     @cached_property
     def mask(self) -> Mask:
         """(H W): the pixels of all regions."""
-        return threshold(self.heat, self.at)
+        return mask_of(self.heat, self.threshold)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, as ``reports/explanation.schema.json`` describes it."""
@@ -99,7 +99,7 @@ class Explanation:
             "probability": self.probability,
             "logit": self.logit,
             "method": self.method,
-            "threshold": self.at,
+            "threshold": self.threshold,
             "seen": self.frame.seen.to_list(),
             "box": self.box.to_list() if self.box else None,
             "boxes": [box.to_list() for box in self.boxes],
@@ -114,7 +114,7 @@ def explain(  # type: ignore[overload-overlap]
     *,
     target: Target = ...,
     method: str | Method = ...,
-    at: Threshold = ...,
+    threshold: Threshold = ...,
 ) -> list[Explanation]: ...
 @overload
 def explain(
@@ -124,7 +124,7 @@ def explain(
     target: Target = ...,
     targets: Sequence[Target] | None = ...,
     method: str | Method = ...,
-    at: Threshold = ...,
+    threshold: Threshold = ...,
     batch: int = ...,
 ) -> list[list[Explanation]]: ...
 def explain(
@@ -134,7 +134,7 @@ def explain(
     target: Target = "top1",
     targets: Sequence[Target] | None = None,
     method: str | Method = "gradcam",
-    at: Threshold = 0.25,
+    threshold: Threshold = 0.25,
     batch: int = 16,
 ) -> list[Explanation] | list[list[Explanation]]:
     """Say what is in an image and where.
@@ -145,7 +145,7 @@ def explain(
         target: what to explain, the same for every image: a class by index or name, "top5", or several.
         targets: instead of ``target``, something else for each image.
         method: a name in ``whatwhere.METHODS``, or a function (trace, score) -> maps (b y x).
-        at: threshold on the heat: a fraction of its maximum, "otsu", or "p90" for a percentile. The default gave
+        threshold: on the heat: a fraction of its maximum, "otsu", or "p90" for a percentile. The default gave
             the best boxes on 240 boxed photographs of Imagenette (embedded classifier, Grad-CAM).
         batch: images that go through the network at once.
 
@@ -161,14 +161,14 @@ def explain(
     if not isinstance(images, Sequence) or isinstance(images, str):
         if targets is not None:
             raise InputError("targets are for several images; one image takes target=...")
-        return _explain_batch(net, [open_photo(images)], [target], method, at)[0]
+        return _explain_batch(net, [open_photo(images)], [target], method, threshold)[0]
     if targets is not None and len(targets) != len(images):
         raise InputError(f"one target for each image: got {len(targets)} for {len(images)} images")
     wanted = [target] * len(images) if targets is None else list(targets)
     found: list[list[Explanation]] = []
     for start in range(0, len(images), batch):
         photos = [_named(image, start + offset) for offset, image in enumerate(images[start : start + batch])]
-        found += _explain_batch(net, photos, wanted[start : start + batch], method, at)
+        found += _explain_batch(net, photos, wanted[start : start + batch], method, threshold)
     return found
 
 
@@ -178,7 +178,7 @@ def explain_each(
     *,
     target: Target = "top1",
     method: str | Method = "gradcam",
-    at: Threshold | None = None,
+    threshold: Threshold | None = None,
     batch: int = 16,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[list[Explanation] | DataError]:
@@ -186,22 +186,31 @@ def explain_each(
 
     Only one batch is held at a time.
     """
-    given = iter(images)
-    for first in given:
-        opened: list[Photo | DataError] = []
-        for image in (first, *islice(given, batch - 1)):
-            try:
-                opened.append(open_photo(image, max_pixels=max_pixels))
-            except DataError as error:
-                opened.append(error)
-        photos = [one for one in opened if isinstance(one, Photo)]
-        options: dict[str, Any] = {"target": target, "method": method, **({} if at is None else {"at": at})}
+    given = enumerate(images)
+    options: dict[str, Any] = {
+        "target": target,
+        "method": method,
+        **({} if threshold is None else {"threshold": threshold}),
+    }
+    while part := [_opened(image, number, max_pixels) for number, image in islice(given, batch)]:
+        photos = [one for one in part if isinstance(one, Photo)]
         try:
             found: Iterator[list[Explanation] | DataError] = iter(explain(net, photos, batch=batch, **options))
         except DataError:  # one of them is at fault: find it
             found = (_one_or_error(net, photo, options) for photo in photos)
-        for one in opened:
-            yield one if isinstance(one, DataError) else next(found)
+        results = [one if isinstance(one, DataError) else next(found) for one in part]
+        del part, photos, found
+        while results:
+            yield results.pop(0)
+
+
+def _opened(image: Source | Photo, number: int, max_pixels: int) -> Photo | DataError:
+    try:
+        return _named(image, number, max_pixels)
+    except DataError as error:
+        return error
+    except InputError as error:  # an array of another kind
+        return DataError(str(error))
 
 
 def _one_or_error(net: Classifier, photo: Photo, options: dict[str, Any]) -> list[Explanation] | DataError:
@@ -211,23 +220,24 @@ def _one_or_error(net: Classifier, photo: Photo, options: dict[str, Any]) -> lis
         return error
 
 
-def _named(image: Source | Photo, number: int) -> Photo:
+def _named(image: Source | Photo, number: int, max_pixels: int = MAX_PIXELS) -> Photo:
     """Pixels have no name of their own; messages call them by their place in the list."""
-    return open_photo(image, name=f"image {number}" if isinstance(image, np.ndarray | Image.Image) else None)
+    name = f"image {number}" if isinstance(image, np.ndarray | Image.Image) else None
+    return open_photo(image, name=name, max_pixels=max_pixels)
 
 
 def _explain_batch(
-    net: Classifier, photos: list[Photo], targets: list[Target], method: str | Method, at: Threshold
+    net: Classifier, photos: list[Photo], targets: list[Target], method: str | Method, threshold: Threshold
 ) -> list[list[Explanation]]:
     function = find_method(method)
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
-    threshold(np.ones((1, 1), np.float32), at)  # wrong ones are said before any work
+    threshold = parsed(threshold)  # a wrong one is said before any work
     inputs, frames = zip(*(net.preprocess(photo) for photo in photos), strict=True)
     trace = net.trace(torch.stack(inputs).to(net.device))
     logits = trace.logits.detach()
     _refuse_nan(logits, photos, f"{net.name} gives nan or infinite logits")
     probabilities = net.probabilities(logits).cpu()
-    classes = [classes_of(target, net.labels, row) for target, row in zip(targets, probabilities, strict=True)]
+    classes = [classes_of(target, net.labels, row) for target, row in zip(targets, logits, strict=True)]
     maps = []
     for slot in range(max(map(len, classes))):
         # images with fewer targets repeat their last one; it is not read
@@ -246,7 +256,7 @@ def _explain_batch(
                 method=name,
                 map=maps[slot][i].numpy(),
                 frame=frames[i],
-                at=at,
+                threshold=threshold,
             )
             for slot, index in enumerate(classes[i])
         ]
@@ -267,7 +277,7 @@ def find_method(method: str | Method) -> Method:
     return METHODS[method]
 
 
-def classes_of(target: Target, labels: Labels, probabilities: Float[Tensor, "k"]) -> list[int]:
+def classes_of(target: Target, labels: Labels, logits: Float[Tensor, "k"]) -> list[int]:
     """The class indices that a target means for one image.
 
     Raises:
@@ -276,12 +286,12 @@ def classes_of(target: Target, labels: Labels, probabilities: Float[Tensor, "k"]
     if isinstance(target, Sequence) and not isinstance(target, str):
         if not target:
             raise InputError("a target is a class, or several, got an empty list")
-        return [index for one in target for index in classes_of(one, labels, probabilities)]
+        return [index for one in target for index in classes_of(one, labels, logits)]
     top = re.fullmatch(r"top(\d+)", str(target))
     if top and target not in labels:
         if int(top[1]) < 1:
             raise InputError(f"the most probable classes are top1, top2, ..., got {target!r}")
-        return probabilities.topk(min(int(top[1]), len(labels))).indices.tolist()
+        return logits.topk(min(int(top[1]), len(labels))).indices.tolist()
     return [labels.find(target)]
 
 

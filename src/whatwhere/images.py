@@ -48,7 +48,8 @@ def open_photo(source: Source | Photo, *, name: str | None = None, max_pixels: i
     """Read an image as people have it.
 
     Files are turned upright by their EXIF orientation, their first frame is taken, transparency is laid
-    on white, 16-bit values are scaled by 255/65535, floating-point ones from [0, 1].
+    on white, 16-bit values are scaled by 255/65535, floating-point ones
+    from [0, 1], or from [0, 255] where one is above 1.
 
     Args:
         source: a path, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
@@ -99,9 +100,28 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 def image_files(folder: Path) -> list[Path]:
     """Every file below ``folder`` with an image's suffix, sorted; hidden ones are left out."""
-    suffixes = Image.registered_extensions()
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    suffixes = readable - _NO_PICTURES
     found = (Path(root, file) for root, _, files in os.walk(folder) for file in files)
     return sorted(file for file in found if file.suffix.lower() in suffixes and not _hidden(file.relative_to(folder)))
+
+
+_NO_PICTURES = {
+    ".pdf",
+    ".mpg",
+    ".mpeg",
+    ".h5",
+    ".hdf",
+    ".grib",
+    ".bufr",
+    ".eps",
+    ".ps",
+    ".emf",
+    ".wmf",
+    ".fit",
+    ".fits",
+}
+"""Suffixes that Pillow knows of files that seldom are photographs, or that need another program."""
 
 
 def _hidden(path: Path) -> bool:
@@ -168,7 +188,7 @@ def _from_array(array: np.ndarray, name: str) -> Pixels:
         array = np.repeat(array, 3, axis=2)
     if array.shape[2] == 4:
         return _decode(Image.fromarray(array, "RGBA"), name, array.size)
-    return np.ascontiguousarray(array)
+    return array.copy()  # the caller may reuse theirs
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,9 @@ def similarity(embedding: Float[Tensor, "k"]) -> Score:
 
     def score(logits: Logits) -> Scores:
         if embedding.shape != logits.shape[1:] or not embedding.any():
-            raise InputError(f"wanted an embedding of {logits.shape[1]} numbers, not all 0, got {tuple(embedding.shape)}")
+            raise InputError(
+                f"wanted an embedding of {logits.shape[1]} numbers, not all 0, got {tuple(embedding.shape)}"
+            )
         return torch.cosine_similarity(logits, embedding.to(logits)[None], dim=1)
 
     return score
@@ -117,4 +119,5 @@ def _indices(logits: Logits, index: Classes) -> Int[Tensor, "b"]:
         raise InputError(f"one class index for each image: got {len(wanted)} for {b} images")
     if bool((wanted < 0).any() or (wanted >= k).any()):
         raise InputError(f"a class index is in 0..{k - 1}, got {wanted.tolist()}")
-    return wanted.expand(b)
+    # a tensor made under inference_mode cannot be kept for the gradient
+    return (wanted.clone() if wanted.is_inference() else wanted).expand(b)

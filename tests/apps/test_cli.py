@@ -128,3 +128,13 @@ def test_a_reader_that_leaves_early_is_no_error(photos):
         errors = process.stderr.read().decode()
         assert process.wait() == 0, errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("out", [".", "photos", "photos/../photos"])
+def test_pictures_may_go_where_the_photographs_are(photos, tmp_path, monkeypatch, out):
+    (tmp_path / "photos").mkdir()
+    Image.open(photos[0]).save(tmp_path / "photos" / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    result = run("explain", "photos", "--out", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 1

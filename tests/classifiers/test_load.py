@@ -178,3 +178,29 @@ def test_folders_that_are_no_runs(tmp_path, toml, reason):
         (tmp_path / "run.toml").write_text(toml)
     with pytest.raises(DataError, match=reason):
         whatwhere.load(tmp_path)
+
+
+def test_weights_beside_a_run_are_refused(tmp_path):
+    whatwhere.save(whatwhere.load("timm/test_resnet", pretrained=False), tmp_path / "run")
+    with pytest.raises(InputError, match="own weights"):
+        whatwhere.load(tmp_path / "run", weights="nonexistent.pth")
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_embedded_network(tmp_path, monkeypatch):
+    (tmp_path / "efficientnet-lite0").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert whatwhere.load().name == "efficientnet-lite0"
+
+
+@pytest.mark.parametrize("name", ["timm/darknet17", "timm/resnet18.nonsense"])
+def test_weights_that_nobody_has(name):
+    with pytest.raises(DataError, match="no such weights"):
+        whatwhere.load(name)
+
+
+def test_labels_of_a_configuration_are_in_the_order_of_their_numbers():
+    network = gap_net(classes=12)
+    network.config = type("Config", (), {"id2label": {str(i): f"kind {i}" for i in range(12)}})()
+    net = whatwhere.load(network, preprocess=plain((24, 40)))
+    assert net.labels[10] == "kind 10"
+    assert net.labels[2] == "kind 2"

@@ -1,16 +1,16 @@
 """The seam over the families people have: where it is found, and that it says what the network says."""
 
 import warnings
+from collections import namedtuple
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from scenes import deep_head_net, gap_net, plain
+from scenes import gap_net, plain
 from torch import Tensor, nn
 
 import whatwhere
-from whatwhere.classifiers.around import around
 from whatwhere.classifiers.hooked import HookedClassifier, NoGridError, as_grid
 from whatwhere.classifiers.split import SplitClassifier
 from whatwhere.errors import InputError, UnsupportedError
@@ -273,7 +273,109 @@ def test_hooks_are_gone_when_the_network_fails():
     assert all(module.training for module in network.modules())
 
 
-@pytest.mark.parametrize("shape", [(3, 24, 40), (0, 3, 24, 40), (1, 3, 0, 40)])
+@pytest.mark.parametrize("shape", [(0, 3, 24, 40), (1, 3, 0, 40)])
 def test_what_is_no_batch(shape):
-    with pytest.raises(Exception, match=r"batch of images|images"):
-        around(deep_head_net(), preprocess=plain(SIZE)).trace(torch.zeros(shape))
+    with pytest.raises(InputError, match="wanted a batch of images"):
+        whatwhere.load(gap_net(), preprocess=plain(SIZE)).trace(torch.zeros(shape))
+
+
+class Scaled(nn.Module):
+    """A timm network whose own forward does more than its two halves."""
+
+    def __new__(cls):
+        import timm
+
+        network = timm.create_model("test_resnet").eval()
+        plain_forward = network.forward
+        network.forward = lambda images: plain_forward((images - 0.5) * 4) / 3
+        return network
+
+
+def test_a_forward_that_does_more_than_its_halves_is_not_split_by_them():
+    net = whatwhere.load(Scaled())
+    assert isinstance(net, HookedClassifier)
+    noise = torch.rand(2, 3, *net.preprocess.size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(net.trace(noise).logits.detach(), net.logits(noise))
+
+
+class Aside(nn.Module):
+    """A branch that is computed last, and that the logits do not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.aside = gap_net(), nn.Conv2d(12, 4, 3)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.main[:5](images)
+        return self.main[5:](features), self.aside(features)
+
+
+def test_a_branch_that_the_logits_do_not_depend_on():
+    net = whatwhere.load(Aside(), preprocess=plain(SIZE))
+    assert net.layer == "main.4"
+    for frozen in (False, True):
+        net.network.requires_grad_(not frozen)
+        with pytest.raises(UnsupportedError, match="do not depend"):
+            net.at("aside").trace(torch.ones(1, 3, *SIZE))
+
+
+def test_one_cell_is_no_grid():
+    net = whatwhere.load("timm/resnet18", pretrained=False, preprocess=plain((32, 32)))
+    assert net.layer == "layer3"
+
+
+def test_an_unknown_layer_of_a_token_network_under_its_own_no_grad():
+    import timm
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = timm.create_model("vit_tiny_patch16_224", num_classes=0), nn.Linear(192, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.no_grad():
+                features = self.body(images)
+            return self.head(features)
+
+    net = whatwhere.load(Body(), preprocess=plain((224, 224)))
+    assert net.layer == "body.blocks.10"
+
+
+def test_loading_inside_inference_mode():
+    with torch.inference_mode():
+        net = whatwhere.load("timm/vit_tiny_patch16_224", pretrained=False)
+    assert net.layer == "blocks.10"
+
+
+def test_named_tuples_pass_through_a_split():
+    Pair = namedtuple("Pair", ["grid", "other"])
+
+    class Two(nn.Module):
+        def forward(self, images):
+            return Pair(images * 2, 7)
+
+    class Last(nn.Module):
+        def forward(self, pair):
+            assert pair.other == 7
+            return pair.grid.mean((2, 3))
+
+    net = whatwhere.load(nn.Sequential(nn.Conv2d(3, 4, 3), Two(), Last()), preprocess=plain(SIZE))
+    assert net.at("1").trace(torch.ones(1, 3, *SIZE)).features.shape == (1, 4, 22, 38)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_class_maps_follow_the_weights(dtype):
+    net = whatwhere.load(gap_net(), preprocess=plain(SIZE))
+    net.network.to(dtype)
+    batch = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    net.class_maps(net.trace(batch))
+    before = net.class_maps(net.trace(batch))
+    net.network[8].weight.data.mul_(2)
+    torch.testing.assert_close(net.class_maps(net.trace(batch)), 2 * before)
+
+
+def test_a_channel_for_each_class_is_its_own_class_map():
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).bfloat16()
+    net = whatwhere.load(network, preprocess=plain(SIZE))
+    trace = net.trace(torch.ones(2, 3, *SIZE))
+    torch.testing.assert_close(net.class_maps(trace), trace.features.detach())

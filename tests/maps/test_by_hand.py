@@ -86,7 +86,9 @@ def test_gradcam_elementwise_counts_what_two_negatives_make():
     features = torch.tensor([[[[-1.0, 2, 3]], [[1.0, 1, -2]]]])
 
     def head(x):
-        return torch.stack([(x * torch.tensor([[[-2.0, 1, -1]], [[1.0, -1, -1]]])).sum((1, 2, 3)), x.sum((1, 2, 3))], 1)
+        return torch.stack(
+            [(x * torch.tensor([[[-2.0, 1, -1]], [[1.0, -1, -1]]])).sum((1, 2, 3)), x.sum((1, 2, 3))], 1
+        )
 
     trace = tailed(head, 2, (1, 3)).trace(features)
     # products are 2 2 -3 and 1 -1 2

@@ -20,6 +20,11 @@ def test_a_constant_map_becomes_zeros(value):
     assert unit(torch.full((1, 2, 3), value)).eq(0).all()
 
 
+def test_what_varies_by_rounding_alone_is_constant():
+    assert unit(torch.tensor([[[1000.0, 1000.0001, 999.9999]]])).eq(0).all()
+    assert unit(torch.tensor([[[1000.0, 1001, 999]]])).amax() == 1
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(7, 11), (30, 20), (224, 300)])
 def test_upsample_is_interpolate(mode, size):

@@ -10,7 +10,7 @@ from whatwhere.errors import DataError, InputError
 from whatwhere.geometry import Box
 from whatwhere.regions import rle
 from whatwhere.regions.components import components
-from whatwhere.regions.threshold import fraction, otsu, percentile, threshold
+from whatwhere.regions.threshold import fraction, mask_of, otsu, percentile
 
 HEAT = np.array([[0, 0, 0, 0, 0], [0, 0.5, 1, 0, 0.1], [0, 0.2, 0.4, 0, 0.3]], np.float32)
 
@@ -41,19 +41,19 @@ def test_otsu_is_scikit_image():
 
 @pytest.mark.parametrize("at", [0.0, 0.5, "otsu", "p50"])
 def test_nothing_is_nowhere(at):
-    assert not threshold(np.zeros((3, 5), np.float32), at).any()
+    assert not mask_of(np.zeros((3, 5), np.float32), at).any()
 
 
 @pytest.mark.parametrize("at", ["0.2", 0.2])
 def test_thresholds_as_words(at):
-    assert np.array_equal(threshold(HEAT, at), fraction(HEAT, 0.2))
-    assert np.array_equal(threshold(HEAT, "p80"), percentile(HEAT, 80))
+    assert np.array_equal(mask_of(HEAT, at), fraction(HEAT, 0.2))
+    assert np.array_equal(mask_of(HEAT, "p80"), percentile(HEAT, 80))
 
 
 @pytest.mark.parametrize("at", [1.0, -0.1, "p100", "half", "", "nan"])
 def test_thresholds_that_are_none(at):
     with pytest.raises(InputError, match="got"):
-        threshold(HEAT, at)
+        mask_of(HEAT, at)
 
 
 def test_components_by_hand():
@@ -63,6 +63,12 @@ def test_components_by_hand():
     assert found.areas == (3, 2, 1)
     assert found.boxes == (Box(5, 0, 6, 3), Box(0, 0, 2, 2), Box(3, 2, 4, 3))
     assert np.array_equal(found.mask(1), mask & (np.arange(6) < 2))
+
+
+def test_equal_components_go_from_top_to_bottom():
+    mask = np.zeros((3, 12), bool)
+    mask[1, 0] = mask[0, 10] = mask[0, 4] = True
+    assert [(box.x0, box.y0) for box in components(mask).boxes] == [(4, 0), (10, 0), (0, 1)]
 
 
 def test_components_of_nothing():

@@ -66,7 +66,7 @@ def explain(
     """
     with _errors_said():
         files = list(_files(photos, out))
-        options: dict[str, Any] = {"target": target or "top1", "method": method, "at": threshold}
+        options: dict[str, Any] = {"target": target or "top1", "method": method, "threshold": threshold}
         if max_pixels is not None:
             options["max_pixels"] = max_pixels
         loading = {"layer": layer, "weights": weights, "device": device}
@@ -177,8 +177,9 @@ def _files(photos: list[str], out: Path | None) -> Iterator[str]:
         if not Path(photo).is_dir():
             yield photo
             continue
-        own = out.resolve() if out is not None else None
-        found = [file for file in image_files(Path(photo)) if own is None or own not in file.resolve().parents]
+        found = image_files(Path(photo))
+        if out is not None and Path(photo).resolve() in out.resolve().parents:
+            found = [file for file in found if out.resolve() not in file.resolve().parents]
         if not found:
             raise DataError(f"{printable(photo)}: no image files in this folder")
         yield from map(str, found)

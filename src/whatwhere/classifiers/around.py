@@ -14,6 +14,7 @@ from whatwhere.errors import InputError, UnsupportedError
 from whatwhere.images import Preprocess
 
 
+@torch.inference_mode(False)
 def around(
     network: nn.Module,
     *,
@@ -36,15 +37,15 @@ def around(
     image = _probe(network, preprocess)
     try:
         with undisturbed(network), torch.no_grad():
-            k = logits_of(network(image)).shape[1]
+            logits = logits_of(network(image))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         raise UnsupportedError(
             f"{name} does not run on an image of {' x '.join(map(str, image.shape[1:]))}: {error}; "
             "pass preprocess=Preprocess(size=(h, w), mean=..., std=...) that fits it"
         ) from error
-    splits = from_timm and layer is None and _gives_grid(network, image)
-    if not splits and layer is None:
+    if layer is None and not (from_timm and _splits(network, image, logits)):
         layer = find_layer(network, image)
+    k = logits.shape[1]
     if labels is None:
         labels = _labels(network, k)
     elif not isinstance(labels, Labels):
@@ -64,19 +65,27 @@ def _probe(network: nn.Module, preprocess: Preprocess) -> torch.Tensor:
     return torch.randn(1, len(preprocess.mean), *preprocess.size, generator=generator).to(like)
 
 
-def _gives_grid(network: nn.Module, image: torch.Tensor) -> bool:
-    """Whether timm's features are (b c y x): tokens and channels-last layouts are not."""
+def _splits(network: nn.Module, image: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether timm's two halves are the whole network, with a grid (b c y x) of several cells between them.
+
+    Tokens and channels-last layouts are not; nor is a subclass whose ``forward`` does more than the halves.
+    """
     with undisturbed(network), torch.no_grad():
         features = network.forward_features(image)  # type: ignore[operator]
-    channels = getattr(network, "num_features", None)
-    return isinstance(features, torch.Tensor) and features.ndim == 4 and features.shape[1] == channels
+        channels = getattr(network, "num_features", None)
+        if not isinstance(features, torch.Tensor) or features.ndim != 4 or features.shape[1] != channels:
+            return False
+        if features.shape[2] * features.shape[3] == 1:
+            return False
+        again = network.forward_head(features)  # type: ignore[operator]
+    return isinstance(again, torch.Tensor) and again.shape == logits.shape and torch.allclose(again, logits)
 
 
 def _labels(network: nn.Module, k: int) -> Labels:
     """Names that the network carries, ImageNet's for the zoos' networks of 1000 classes, or numbers."""
     carried = getattr(getattr(network, "config", None), "id2label", None)
     if isinstance(carried, dict) and len(carried) == k:
-        return Labels([str(carried[index]) for index in sorted(carried)])
+        return Labels([str(carried[index]) for index in sorted(carried, key=int)])
     home = type(network).__module__
     if k == 1000 and home.startswith(("timm.", "torchvision.")):
         return imagenet()

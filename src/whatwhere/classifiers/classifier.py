@@ -10,7 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +120,6 @@ class Classifier(ABC):
         self.preprocess = preprocess
         self.name = name
         self.activation: Activation = activation
-        self._transposed: tuple[tuple[int, int] | None, Tensor] = (None, torch.empty(0))
 
     @property
     def device(self) -> torch.device:
@@ -135,8 +136,11 @@ class Classifier(ABC):
         """
 
     @abstractmethod
-    def _split_run(self, images: Images) -> tuple[Tensor, Tensor]:
-        """Leaf features and differentiable logits; the network is already in evaluation mode."""
+    def _split_run(self, images: Images) -> tuple[Tensor, Tensor, torch.dtype]:
+        """Leaf features, differentiable logits, and what the features were computed in.
+
+        The network is already in evaluation mode.
+        """
 
     def trace(self, images: Images) -> Trace:
         """Look at a batch once.
@@ -154,14 +158,15 @@ class Classifier(ABC):
         images = self._checked(images)
         with undisturbed(self.network), torch.inference_mode(False):
             images = images.clone() if images.is_inference() else images
-            features, logits = self._split_run(images)
+            features, logits, computed = self._split_run(images)
         if logits.shape != (len(images), len(self.labels)):
             raise UnsupportedError(
                 f"{self.name}: wanted logits for {len(images)} images and {len(self.labels)} labels, "
                 f"got shape {tuple(logits.shape)}"
             )
         with torch.inference_mode(False), torch.enable_grad():
-            return Trace(self, images, features, widened(logits), torch.finfo(logits.dtype).eps)
+            eps = max(torch.finfo(dtype).eps for dtype in (computed, logits.dtype))
+            return Trace(self, images, features, widened(logits), eps)
 
     def logits(self, images: Images) -> Logits:
         """The plain forward: (b k), without gradients."""
@@ -188,7 +193,7 @@ class Classifier(ABC):
                 return Linear(widened(weight.detach().flatten(1)), widened(bias.detach()))
         if k == channels:
             like = next(self.network.parameters(), torch.empty(0))
-            return Linear(torch.eye(k).to(like), torch.zeros(k).to(like))
+            return Linear(widened(torch.eye(k).to(like)), widened(torch.zeros(k).to(like)))
         return None
 
     def class_maps(self, trace: Trace) -> ClassMaps:
@@ -201,14 +206,15 @@ class Classifier(ABC):
         if linear is None:
             raise self._lawless(float("inf"))
         b, c, y, x = trace.features.shape
-        # one product for the batch, without the channels that are 0 everywhere: behind a ReLU often half of them
-        columns = trace.features.detach().permute(1, 0, 2, 3).reshape(c, b * y * x)
-        live = columns.any(1).nonzero().flatten()
-        if len(live) < 0.8 * c:
-            maps = self._by_channel(linear.weight).index_select(0, live).T @ columns.index_select(0, live)
-        else:
-            maps = linear.weight @ columns
-        maps = maps.reshape(-1, b, y, x).permute(1, 0, 2, 3)
+        with full_precision(trace.features):
+            # one product for the batch, without the channels that are 0 everywhere: behind a ReLU often half of them
+            columns = trace.features.detach().permute(1, 0, 2, 3).reshape(c, b * y * x)
+            live = columns.any(1).nonzero().flatten()
+            if len(live) < 0.8 * c:
+                columns, weight = columns.index_select(0, live), linear.weight.index_select(1, live)
+            else:
+                weight = linear.weight
+            maps = (weight @ columns).reshape(-1, b, y, x).permute(1, 0, 2, 3)
         self._check_law(trace, maps.mean((-2, -1)) + linear.bias)
         return maps
 
@@ -235,13 +241,6 @@ class Classifier(ABC):
             return float("inf")
         return float((_pooled_logits(linear, trace) - trace.logits.detach()).abs().amax())
 
-    def _by_channel(self, weight: Tensor) -> Tensor:
-        """The weights as (c k), where a channel's are one row; kept until they change."""
-        version = None if weight.is_inference() else (weight.data_ptr(), weight._version)
-        if version is None or self._transposed[0] != version:
-            self._transposed = (version, weight.T.contiguous())
-        return self._transposed[1]
-
     def _check_law(self, trace: Trace, predicted: Logits) -> None:
         logits = trace.logits.detach()
         error, scale = float((predicted - logits).abs().amax()), float(logits.abs().amax().clamp(min=1))
@@ -265,25 +264,31 @@ class Classifier(ABC):
         return images.to(own)
 
 
+_locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+
+
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets its own mode back.
+    """Evaluation mode for a while, for one thread at a time; every submodule gets its own mode back.
 
-    Flags are set one by one, because a module's own ``train()`` may do more than that.
+    Flags are set one by one, because a module's own ``train()`` may do more than that. The lock is there because
+    modes and hooks belong to the module, whoever runs it.
     """
-    training = [module for module in modules_of(network) if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    with _locks.setdefault(network, RLock()):
+        training = [module for module in modules_of(network) if module.training]
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
 
 def _pooled_logits(linear: Linear, trace: Trace) -> Logits:
     """What the logits would be by the linear law."""
-    return trace.features.detach().mean((-2, -1)) @ linear.weight.T + linear.bias
+    with full_precision(trace.features):
+        return trace.features.detach().mean((-2, -1)) @ linear.weight.T + linear.bias
 
 
 def modules_of(network: nn.Module) -> Iterator[nn.Module]:
@@ -294,6 +299,11 @@ def modules_of(network: nn.Module) -> Iterator[nn.Module]:
         yield module
         if module._modules:
             waiting.extend(child for child in module._modules.values() if child is not None)
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """A context in which autocast, if it is on, does not lower the precision of a map."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def leaf_of(features: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whatwhere.classifiers.classifier import Activation, Classifier, leaf_of, logits_of, undisturbed
+from whatwhere.classifiers.classifier import Activation, Classifier, leaf_of, logits_of, modules_of, undisturbed
 from whatwhere.classifiers.labels import Labels
 from whatwhere.errors import InputError, UnsupportedError, nearest
 from whatwhere.images import Preprocess
@@ -44,19 +44,20 @@ class HookedClassifier(Classifier):
     def at(self, layer: str) -> "HookedClassifier":  # noqa: D102
         return HookedClassifier(self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer)
 
-    def _split_run(self, images: Images) -> tuple[Tensor, Tensor]:
-        leaf, logits = self._run(images, grad=False)
-        if not logits.requires_grad:
-            # The network runs its backbone under no_grad itself and switches back after our hook.
-            leaf, logits = self._run(images, grad=True)
-        if not logits.requires_grad:
-            raise UnsupportedError(
-                f"{self.name}: the logits do not depend on the features at {self.layer!r}; "
-                "pass a layer that the network uses, or remove inference_mode from its forward"
-            )
-        return leaf, logits
+    def _split_run(self, images: Images) -> tuple[Tensor, Tensor, torch.dtype]:
+        for grad in (False, True):
+            # Without gradients first. A network that runs its backbone under no_grad itself switches them off
+            # again behind our hook; it is run once more with gradients on from the start.
+            leaf, logits, dtype = self._run(images, grad=grad)
+            if reaches(logits, leaf):
+                return leaf, logits, dtype
+        raise UnsupportedError(
+            f"{self.name}: the logits do not depend on the features at {self.layer!r}, or cannot be traced back to "
+            "them; pass a layer that the network uses, and see that neither its forward nor its parameters were "
+            "made under inference_mode"
+        )
 
-    def _run(self, images: Images, *, grad: bool) -> tuple[Tensor, Tensor]:
+    def _run(self, images: Images, *, grad: bool) -> tuple[Tensor, Tensor, torch.dtype]:
         size = (images.shape[-2], images.shape[-1])
         try:
             with cut_at(self.network, self.layer, size, grad=grad) as leaves:
@@ -67,12 +68,13 @@ class HookedClassifier(Classifier):
             raise UnsupportedError(
                 f"{self.name}: layer {self.layer!r} ran {len(leaves)} times in one forward; pass one that runs once"
             )
-        return leaves[0], logits
+        leaf, dtype = leaves[0]
+        return leaf, logits, dtype
 
 
 @contextmanager
-def cut_at(network: nn.Module, layer: str, size: Size, *, grad: bool) -> Iterator[list[Tensor]]:
-    """For a while, ``layer`` hands on a copy of a fresh leaf, which is noted; gradients begin there.
+def cut_at(network: nn.Module, layer: str, size: Size, *, grad: bool) -> Iterator[list[tuple[Tensor, torch.dtype]]]:
+    """For a while, ``layer`` hands on a copy of a fresh leaf; gradients begin there. Notes leaf and own dtype.
 
     Args:
         network: it has the layer.
@@ -83,15 +85,16 @@ def cut_at(network: nn.Module, layer: str, size: Size, *, grad: bool) -> Iterato
     Raises:
         NoGridError: the layer's output is no grid.
     """
-    leaves: list[Tensor] = []
+    leaves: list[tuple[Tensor, torch.dtype]] = []
 
     def cut(module: nn.Module, args: Any, output: Any) -> Any:
         found = first_tensor(output)
         grid, back = as_grid(found, size)
-        leaves.append(leaf_of(grid))
+        leaf = leaf_of(grid)
+        leaves.append((leaf, found.dtype))
         torch.set_grad_enabled(True)
         # a copy, because the next layer may work in place
-        return with_tensor(output, back(leaves[-1].to(found.dtype, copy=True)))
+        return with_tensor(output, back(leaf.to(found.dtype, copy=True)))
 
     # The hook turns gradients on; leaving this context puts the caller's mode back.
     with torch.set_grad_enabled(grad), network.get_submodule(layer).register_forward_hook(cut):
@@ -134,17 +137,16 @@ def find_layer(network: nn.Module, image: Tensor) -> str:
             f"{type(network).__name__}: no layer gives a grid of features; pass layer=..., one of: "
             f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
         )
-    last, output = candidates[-1]
-    has_linear = any(isinstance(module, nn.Linear) for module in network.modules())
-    if output.ndim == 4 or not has_linear or _patches_matter(network, last, image):
+    (last, _), *earlier = reversed(candidates)
+    if _patches_matter(network, last, image):
         return last
-    blocks = [name for name, _ in candidates if _is_block(network, name)]
-    for name in reversed(blocks):
-        if _patches_matter(network, name, image):
+    for name, output in earlier:
+        # A block of a transformer has grids inside it too; what it gives as a whole is meant.
+        if (output.ndim == 4 or _is_block(network, name)) and _patches_matter(network, name, image):
             return name
     raise UnsupportedError(
-        f"{type(network).__name__}: found no layer whose patches the logits depend on; pass layer=..., "
-        f"one of: {', '.join(blocks or names[:20])}"
+        f"{type(network).__name__}: found no layer whose grid the logits depend on; pass layer=..., one of: "
+        f"{', '.join(name for name, _ in candidates[-20:])}"
     )
 
 
@@ -169,24 +171,44 @@ def _is_block(network: nn.Module, name: str) -> bool:
 
 
 def _patches_matter(network: nn.Module, layer: str, image: Tensor) -> bool:
-    """Whether anything behind ``layer`` depends on its patches.
+    """Whether the logits hang on the grid behind ``layer``, and what the last linear layer is given changes with it.
 
-    Asked of what the last linear layer is given, since its own weights may be zero in a new network.
+    Asked of what it is given, since its own weights may be zero in a new network.
     """
-    heads = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    linear = next((module for module in modules_of(network) if isinstance(module, nn.Linear)), None)
     given: list[Tensor] = []
-    with (
-        undisturbed(network),
-        cut_at(network, layer, (image.shape[-2], image.shape[-1]), grad=False) as leaves,
-        heads[-1].register_forward_pre_hook(lambda module, args: given.append(args[0])),
-    ):
-        network(image)
-        if len(leaves) != 1 or not given or not given[-1].requires_grad:
-            return False
-        # random, because the sum of a normalized layer is constant
-        weights = torch.randn(given[-1].shape, generator=torch.Generator().manual_seed(0)).to(given[-1])
-        (gradient,) = torch.autograd.grad((given[-1] * weights).sum(), leaves[0], allow_unused=True)
-    return gradient is not None and bool(gradient.any())
+    size = (image.shape[-2], image.shape[-1])
+    for grad in (False, True):
+        with ExitStack() as hooks, undisturbed(network), cut_at(network, layer, size, grad=grad) as leaves:
+            if linear is not None:
+                hooks.enter_context(linear.register_forward_pre_hook(lambda module, args: given.append(args[0])))
+            logits = logits_of(network(image))
+        if len(leaves) == 1 and reaches(logits, leaves[0][0]):
+            values = given[-1] if given and reaches(given[-1], leaves[0][0]) else logits
+            return _changes(values, leaves[0][0])
+    return False
+
+
+def _changes(values: Tensor, leaf: Tensor) -> bool:
+    # random weights, because the sum of a normalized layer is constant
+    weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad((values * weights).sum(), leaf)
+    return bool(gradient.any())
+
+
+def reaches(values: Tensor, leaf: Tensor) -> bool:
+    """Whether a gradient of the values would arrive at the leaf."""
+    waiting, known = [values.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in known:
+            continue
+        if getattr(node, "variable", None) is leaf:
+            return True
+        known.add(node)
+        waiting.extend(before for before, _ in node.next_functions)
+    return False
 
 
 class NoGridError(ValueError):
@@ -209,6 +231,8 @@ def with_tensor(output: Any, tensor: Tensor) -> Any:
     """What a layer returned, with its features replaced."""
     if isinstance(output, Tensor):
         return tensor
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(**{output._fields[0]: tensor})
     return type(output)((tensor, *output[1:]))
 
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Activation, Classifier
-from whatwhere.classifiers.saved import load_run
+from whatwhere.classifiers.saved import RUN, load_run
 from whatwhere.classifiers.weights import load_weights, read_weights
 from whatwhere.classifiers.zoo import EMBEDDED, build
 from whatwhere.errors import InputError
-from whatwhere.images import Preprocess
+from whatwhere.images import Preprocess, printable
 
 
 def load(
@@ -51,7 +51,9 @@ def load(
         if weights is not None:
             raise InputError("weights go with a name; load them into a module before passing it")
         net = around(model, labels=labels, preprocess=preprocess, activation=activation, layer=layer)
-    elif Path(model).is_dir():
+    elif Path(model, RUN).is_file() or (Path(model).is_dir() and model != EMBEDDED):
+        if weights is not None:
+            raise InputError(f"a saved run has its own weights; got {printable(weights)} besides")
         net = load_run(Path(model), labels=labels, preprocess=preprocess, activation=activation, layer=layer)
     else:
         name = os.fspath(model)

@@ -47,7 +47,7 @@ def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
         run["model"]["layer"] = net.layer
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        # written aside and renamed, so that a run is never half there
+        # written aside and renamed, so that no file is ever half there
         save_file(state, Path(scratch, WEIGHTS))
         Path(scratch, RUN).write_text(tomli_w.dumps(run), encoding="utf-8")
         Path(scratch, WEIGHTS).replace(folder / WEIGHTS)

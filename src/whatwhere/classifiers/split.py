@@ -14,10 +14,11 @@ class SplitClassifier(Classifier):
     def at(self, layer: str) -> HookedClassifier:  # noqa: D102
         return HookedClassifier(self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer)
 
-    def _split_run(self, images: Images) -> tuple[Tensor, Tensor]:
+    def _split_run(self, images: Images) -> tuple[Tensor, Tensor, torch.dtype]:
         with torch.no_grad():
             features: Tensor = self.network.forward_features(images)  # type: ignore[operator]
         leaf = leaf_of(features)
         with torch.enable_grad():
             # a copy, because a head may begin with an operation in place
-            return leaf, self.network.forward_head(leaf.to(features.dtype, copy=True))  # type: ignore[operator]
+            logits = self.network.forward_head(leaf.to(features.dtype, copy=True))  # type: ignore[operator]
+            return leaf, logits, features.dtype

@@ -54,8 +54,8 @@ def build(name: str, *, pretrained: bool, **options: Any) -> tuple[nn.Module, Pr
         return network.eval(), _torchvision_preprocess(default.transforms())
     known = [EMBEDDED, *(f"timm/{one}" for one in timm.list_models())]
     known += [f"torchvision/{one}" for one in torchvision.models.list_models(module=torchvision.models)]
-    if library in {"", "timm", "torchvision"}:
-        known += [one.rpartition("/")[2] for one in known] if not library else []
+    if not library:
+        known += [one.rpartition("/")[2] for one in known]
     raise InputError(
         f"no model is called {name!r}, and no folder of a saved run either; nearest: {nearest(name, known)}"
     )
@@ -86,9 +86,10 @@ def _hub(name: str) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = True  # weights in the cache still load; the others fail without retries
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{name}: its weights are not on this machine and could not be fetched ({type(error).__name__}). "
+            f"{name}: there are no such weights on this machine, and none could be fetched "
+            f"({type(error).__name__}: {str(error)[:200]}). "
             f"Use the embedded {EMBEDDED!r}, give a file with weights=..., or pass pretrained=False"
         ) from error
     finally:

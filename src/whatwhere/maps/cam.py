@@ -1,6 +1,6 @@
 """CAM: class activation mapping."""
 
-from whatwhere.classifiers.classifier import Trace
+from whatwhere.classifiers.classifier import Trace, full_precision
 from whatwhere.maps.shape import weighted_sum
 from whatwhere.types import Maps, Score
 
@@ -18,5 +18,6 @@ def cam(trace: Trace, score: Score) -> Maps:
         UnsupportedError: the logits are not linear in the pooled features.
     """
     weight, _ = trace.net.checked_linear(trace)
-    channels = trace.class_gradient(score) @ weight
+    with full_precision(weight):
+        channels = trace.class_gradient(score) @ weight
     return weighted_sum(trace.features, channels)

@@ -29,5 +29,5 @@ def oriented(gram: Float[Tensor, "b n n"], cells: Float[Tensor, "b n c"], scale:
     component = vectors[:, :, -1] * value.sqrt()[:, None]
     energy = cells.square().sum(2)
     energy = energy - energy.amin(1, keepdim=True)
-    sign = torch.where((component * energy).sum(1, keepdim=True) < 0, -1.0, 1.0)
-    return component * sign
+    against: Tensor = (component * energy).sum(1, keepdim=True) < 0
+    return component.where(~against, -component)

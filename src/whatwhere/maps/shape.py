@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from whatwhere.classifiers.classifier import full_precision
 from whatwhere.geometry import Box, Frame
 from whatwhere.types import Features, Maps, Size
 
@@ -21,7 +22,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 def weighted_sum(features: Features, weights: Float[Tensor, "b c"]) -> Maps:
     """``sum_c weights_c features_c``: one number a channel, one map an image."""
     b, c, y, x = features.shape
-    return (weights[:, None] @ features.detach().reshape(b, c, y * x)).reshape(b, y, x)
+    with full_precision(features):
+        return (weights[:, None] @ features.detach().reshape(b, c, y * x)).reshape(b, y, x)
 
 
 def positive(maps: Maps) -> Maps:
@@ -30,10 +32,14 @@ def positive(maps: Maps) -> Maps:
 
 
 def unit(maps: Maps) -> Maps:
-    """Each map scaled to [0, 1] by its own minimum and maximum; a constant map becomes zeros."""
-    low = maps.amin((-2, -1), keepdim=True)
-    span = maps.amax((-2, -1), keepdim=True) - low
-    return torch.where(span > 0, (maps - low) / span.where(span > 0, torch.ones_like(span)), 0)
+    """Each map scaled to [0, 1] by its own minimum and maximum; a constant map becomes zeros.
+
+    Constant is what varies by no more than rounding.
+    """
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    span = high - low
+    varies = span > 8 * torch.finfo(maps.dtype).eps * torch.maximum(high.abs(), low.abs())
+    return torch.where(varies, (maps - low) / span.where(varies, torch.ones_like(span)), 0)
 
 
 def upsample(maps: Maps, size: Size, interpolation: Interpolation = "bilinear") -> Float[Tensor, "b h w"]:
@@ -66,7 +72,8 @@ def _resample(maps: Maps, window: Box, size: Size, interpolation: Interpolation)
     y, x = maps.shape[-2:]
     rows = _taps(y, size[0], window.y0, window.y1, interpolation).to(maps)
     columns = _taps(x, size[1], window.x0, window.x1, interpolation).to(maps)
-    return rows @ (maps @ columns.T)
+    with full_precision(maps):
+        return rows @ (maps @ columns.T)
 
 
 @lru_cache(maxsize=64)

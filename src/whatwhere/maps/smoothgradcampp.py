@@ -8,14 +8,12 @@ from whatwhere.maps.shape import weighted_sum
 from whatwhere.types import Maps, Score
 
 
-def smoothgradcampp(
-    trace: Trace, score: Score, *, samples: int = 4, noise: float = 0.15, seed: int = 0
-) -> Maps:
+def smoothgradcampp(trace: Trace, score: Score, *, samples: int = 4, noise: float = 0.15, seed: int = 0) -> Maps:
     """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy images (Omeiza et al. 2019).
 
     Omeiza, Speakman, Cintas, Weldermariam: Smooth Grad-CAM++. With ``D_i`` the mean over the samples of ``g^i``:
-    ``alpha = D_2 / (2 D_2 + D_3 sum_yx A_c)``, 0 where the denominator is; ``w_c = sum_yx alpha relu(D_1)`` (eqs. 4
-    to 9) and ``M = sum_c w_c A_c``, with the features of the image without noise.
+    ``alpha = D_2 / (2 D_2 + D_3 sum_yx A_c)``, 0 where the denominator is not positive;
+    ``w_c = sum_yx alpha relu(D_1)`` (eqs. 4 to 9) and ``M = sum_c w_c A_c``, with the features of the image without noise.
 
     Args:
         trace: what the network saw.
@@ -41,5 +39,5 @@ def smoothgradcampp(
         third += gradient**3
     # the number of samples cancels in alpha
     denominator = 2 * second + third * features.sum((-2, -1), keepdim=True)
-    alpha = torch.where(denominator == 0, 0, second / torch.where(denominator == 0, 1, denominator))
+    alpha = torch.where(denominator > 0, second / torch.where(denominator > 0, denominator, 1), 0)
     return weighted_sum(features, (alpha * first.relu()).sum((-2, -1)) / samples)

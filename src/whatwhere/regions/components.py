@@ -1,7 +1,6 @@
 """Mask -> connected components -> boxes."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import cv2
 import numpy as np
@@ -29,16 +28,11 @@ class Components:
         mask: Mask = self._numbered == self._numbers[index]
         return mask
 
-    @cached_property
-    def largest(self) -> Mask:
-        """The pixels of the largest component; none where the mask is empty."""
-        return self.mask(0) if self._numbers else np.zeros(self._numbered.shape, dtype=bool)
-
 
 def components(mask: Mask) -> Components:
-    """Split a mask (H W) into its connected parts, by falling area; equal areas from top to bottom."""
+    """Split a mask (H W) into its connected parts, by falling area; equal areas from top to bottom, left to right."""
     count, numbered, table, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    order = sorted(range(1, count), key=lambda number: -table[number, cv2.CC_STAT_AREA])
+    order = sorted(range(1, count), key=lambda number: (-table[number, 4], table[number, 1], table[number, 0]))
     boxes = []
     for number in order:
         x, y, width, height = (int(value) for value in table[number, :4])

@@ -12,27 +12,38 @@ Threshold = float | str
 """A fraction of the maximum in [0, 1), "otsu", or "p90" for the 90th percentile."""
 
 
-def threshold(heat: Heat, at: Threshold) -> Mask:
+def mask_of(heat: Heat, threshold: Threshold) -> Mask:
     """The mask by a fraction of the maximum, by Otsu's rule or by a percentile.
 
     Args:
         heat: (H W), not negative.
-        at: 0.2, "otsu" or "p90".
+        threshold: 0.2, "otsu" or "p90".
 
     Raises:
         InputError: anything else.
     """
-    if at == "otsu":
-        return otsu(heat)
-    if isinstance(at, str):
-        found = re.fullmatch(r"p(\d+(?:\.\d+)?)", at)
-        if found:
-            return percentile(heat, float(found[1]))
-        try:
-            at = float(at)
-        except ValueError:
-            raise InputError(f'a threshold is a fraction in [0, 1), "otsu" or "p90", got {at!r}') from None
-    return fraction(heat, at)
+    threshold = parsed(threshold)
+    if isinstance(threshold, float):
+        return fraction(heat, threshold)
+    return otsu(heat) if threshold == "otsu" else percentile(heat, float(threshold[1:]))
+
+
+def parsed(threshold: Threshold) -> Threshold:
+    """A threshold as it is kept: a float, "otsu" or a percentile such as "p90".
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        share = float(threshold)
+    except ValueError:
+        share = -1.0
+        found = re.fullmatch(r"p(\d+(?:\.\d+)?)", str(threshold))
+        if threshold == "otsu" or (found and float(found[1]) < 100):
+            return threshold
+    if not 0 <= share < 1:
+        raise InputError(f'a threshold is a fraction in [0, 1), "otsu" or "p90", got {threshold!r}')
+    return share
 
 
 def fraction(heat: Heat, share: float) -> Mask:
