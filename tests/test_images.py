@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +247,17 @@ def test_extreme_shapes_pass(size, fit):
     assert tensor.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [{"interpolation": "cubic"}, {"mean": (0.5,)}, {"std": (1.0, 0.0, 1.0)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop_fraction": 2.0},
+        {"size": (0, 5)},
+        {"std": (float("nan"), 1, 1)},
+        {"interpolation": "cubic"},
+        {"mean": (0.5,)},
+        {"std": (1.0, 0.0, 1.0)},
+    ],
+)
 def test_preprocess_says_what_it_takes(wrong):
     with pytest.raises(InputError, match="got"):
         Preprocess(**wrong)
@@ -269,3 +281,30 @@ for call in (
 
 def test_wrong_types_are_refused_without_type_checks_too():
     subprocess.run([sys.executable, "-c", WITHOUT_TYPE_CHECKS], check=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damage_of_any_kind_is_an_error_of_ours(tmp_path, seed):
+    """Bytes flipped at random in files of every format that is written here."""
+    draw = np.random.default_rng(seed)
+    for suffix in ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm", "ico", "tga", "avif", "jp2"):
+        path = tmp_path / f"a.{suffix}"
+        try:
+            Image.fromarray(draw.integers(0, 255, (20, 30, 3), np.uint8)).save(path)
+        except (KeyError, OSError, ValueError):  # a format that this Pillow was built without
+            continue
+        whole = path.read_bytes()
+        for _ in range(20):
+            damaged = bytearray(whole)
+            for place in draw.integers(0, min(len(damaged), 300), 4):
+                damaged[place] = draw.integers(0, 256)
+            path.write_bytes(damaged[: draw.integers(1, len(damaged) + 1)])
+            with warnings.catch_warnings(), suppress(DataError):
+                warnings.simplefilter("ignore")
+                assert open_photo(path, max_pixels=10**6).pixels.ndim == 3
+
+
+def test_a_header_that_is_no_number(tmp_path):
+    (tmp_path / "bad.ppm").write_bytes(b"P6\nabc")
+    with pytest.raises(DataError, match=r"bad\.ppm"):
+        open_photo(tmp_path / "bad.ppm")

@@ -3,7 +3,7 @@ from .classifiers.labels import Labels
 from .classifiers.load import load
 from .classifiers.saved import save
 from .errors import DataError, InputError, UnsupportedError, WhatWhereError
-from .explanation import Explanation, explain
+from .explanation import Explanation, explain, explain_each
 from .geometry import Box, Frame
 from .images import Photo, Preprocess, open_photo
 from .maps import METHODS
@@ -25,6 +25,7 @@ __all__ = [
     "WhatWhereError",
     "draw",
     "explain",
+    "explain_each",
     "load",
     "open_photo",
     "save",

@@ -164,6 +164,8 @@ def explain(
         return _explain_batch(net, [open_photo(images)], [target], method, threshold)[0]
     if targets is not None and len(targets) != len(images):
         raise InputError(f"one target for each image: got {len(targets)} for {len(images)} images")
+    if batch < 1:
+        raise InputError(f"a batch is of at least 1 image, got {batch}")
     wanted = [target] * len(images) if targets is None else list(targets)
     found: list[list[Explanation]] = []
     for start in range(0, len(images), batch):
@@ -229,6 +231,8 @@ def _named(image: Source | Photo, number: int, max_pixels: int = MAX_PIXELS) -> 
 def _explain_batch(
     net: Classifier, photos: list[Photo], targets: list[Target], method: str | Method, threshold: Threshold
 ) -> list[list[Explanation]]:
+    if not photos:
+        return []
     function = find_method(method)
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     threshold = parsed(threshold)  # a wrong one is said before any work

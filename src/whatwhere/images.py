@@ -5,6 +5,7 @@ file. ``Preprocess`` belongs to a checkpoint: it turns a photo into the network'
 that leads back.
 """
 
+import math
 import os
 import stat
 import threading
@@ -88,8 +89,12 @@ def open_photo(source: Source | Photo, *, name: str | None = None, max_pixels: i
                 return Photo(_decode(opened, name, max_pixels), name)
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image, or of a format that is not known") from error
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}") from error
+    except Exception as error:  # decoders raise whatever comes to hand on broken files
+        raise DataError(f"{name}: cannot be decoded: {error}") from error
 
 
 def printable(path: str | os.PathLike[str]) -> str:
@@ -215,9 +220,16 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.fit not in get_args(Fit):
             raise InputError(f"fit is one of {', '.join(get_args(Fit))}, got {self.fit!r}")
-        if self.interpolation.upper() not in Image.Resampling.__members__:
+        if str(self.interpolation).upper() not in Image.Resampling.__members__:
             known = ", ".join(Image.Resampling.__members__).lower()
             raise InputError(f"interpolation is one of {known}, got {self.interpolation!r}")
+        sides = self.size if isinstance(self.size, tuple | list) else ()
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise InputError(f"size is (height, width) in pixels, got {self.size!r}")
+        if not 0 < self.crop_fraction <= 1:
+            raise InputError(f"crop_fraction is in (0, 1], got {self.crop_fraction}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise InputError(f"mean and std are finite, got {self.mean} and {self.std}")
         if len(self.mean) != len(self.std) or len(self.mean) not in {1, 3} or 0 in self.std:
             raise InputError(
                 f"mean and std have one number a channel (1 or 3), std not 0; got {self.mean} and {self.std}"

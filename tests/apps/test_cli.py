@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,57 @@ def test_pictures_may_go_where_the_photographs_are(photos, tmp_path, monkeypatch
     result = run("explain", "photos", "--out", out, "--json")
     assert result.exit_code == 0, result.stderr
     assert len(result.stdout.splitlines()) == 1
+
+
+def test_no_photograph_is_ever_written_over(photos, tmp_path, monkeypatch):
+    Image.open(photos[0]).save(tmp_path / "mine.png")
+    before = (tmp_path / "mine.png").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert run("explain", "mine.png", "--out", ".").exit_code == 0
+    assert (tmp_path / "mine.png").read_bytes() == before
+    assert (tmp_path / "mine-2.png").is_file()
+
+
+def test_an_out_that_cannot_be_says_so_before_any_work(photos, tmp_path):
+    (tmp_path / "file").touch()
+    result = run("explain", photos[0], "--out", tmp_path / "file")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error")
+    assert "file" in result.stderr
+
+
+def test_names_too_long_for_a_picture_of_their_own(photos, tmp_path):
+    name = os.fsdecode(b"\xff" * 100 + b".jpg")
+    (tmp_path / name).write_bytes(photos[0].read_bytes())
+    result = run("explain", tmp_path / name, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    assert run("explain", "").exit_code == 2
+
+
+def test_a_device_that_is_not_there(photos):
+    result = run("explain", photos[0], "--device", "bogus")
+    assert result.exit_code == 2
+    assert "no device 'bogus'" in result.stderr
+
+
+def test_any_encoding_of_the_terminal_will_do(photos, tmp_path):
+    (tmp_path / "é 日本.jpg").write_bytes(photos[0].read_bytes())
+    words = [sys.executable, "-m", "whatwhere", "explain", str(tmp_path / "é 日本.jpg"), str(tmp_path / "ü.jpg")]
+    result = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)
+    assert result.returncode == 1
+    assert b"Traceback" not in result.stderr
+    assert b"Egyptian cat" in result.stdout
+
+
+def test_defaults_are_shown():
+    text = run("explain", "--help").stdout
+    assert "[default: top1]" in text
+    assert "0.25" in text
+
+
+def test_a_number_stays_a_number(photos):
+    result = run("explain", photos[0], "--json", "--threshold", "0.3")
+    assert json.loads(result.stdout)["threshold"] == 0.3

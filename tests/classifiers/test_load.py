@@ -95,7 +95,7 @@ def test_the_hub_is_put_back_as_it_was(monkeypatch):
             during.append(constants.HF_HUB_OFFLINE)
             raise OSError("not in the cache")
 
-    with pytest.raises(DataError, match="could not be fetched"):
+    with pytest.raises(DataError, match="none could be fetched"):
         fetch()
     assert during == [True]
     assert before == constants.HF_HUB_OFFLINE
@@ -204,3 +204,23 @@ def test_labels_of_a_configuration_are_in_the_order_of_their_numbers():
     net = whatwhere.load(network, preprocess=plain((24, 40)))
     assert net.labels[10] == "kind 10"
     assert net.labels[2] == "kind 2"
+
+
+def test_weights_of_another_number_of_classes_go_with_their_labels(tmp_path):
+    import timm
+
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "own.pth")
+    net = whatwhere.load("timm/test_resnet", weights=tmp_path / "own.pth", labels=["a", "b", "c"])
+    assert list(net.labels) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('name = "', "name = 3 # "), ("size = [", "size = 224 # ["), ('"softmax"', '"foo"')]
+)
+def test_a_damaged_run_is_a_data_error(tmp_path, old, new):
+    whatwhere.save(whatwhere.load("timm/test_resnet", pretrained=False), tmp_path)
+    text = (tmp_path / "run.toml").read_text()
+    assert old in text
+    (tmp_path / "run.toml").write_text(text.replace(old, new))
+    with pytest.raises(DataError, match="damaged"):
+        whatwhere.load(tmp_path)

@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before a command runs."""
 
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from whatwhere.apps.memory import keep_freed_memory
-from whatwhere.errors import DataError, WhatWhereError
+from whatwhere.errors import DataError, InputError, WhatWhereError
 
 if TYPE_CHECKING:
     from whatwhere.explanation import Explanation
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 _err = Console(stderr=True)
 # a table that goes to a file or a pipe is not folded
-_out = Console() if sys.stdout.isatty() else Console(width=10_000)
+_out = Console() if sys.stdout and sys.stdout.isatty() else Console(width=10_000)
 
 ModelOption = Annotated[
     str,
@@ -46,18 +47,19 @@ def explain(
     method: MethodOption = "gradcam",
     target: Annotated[
         list[str] | None,
-        typer.Option(help="A class by name or index, or top5. May be given several times. [default: top1]"),
+        typer.Option(help="A class by name or index, or top5. May be given several times. \\[default: top1]"),
     ] = None,
     threshold: Annotated[
-        str | None, typer.Option(help="Of the map: a share of its maximum, otsu, or p90. [default: 0.25]")
+        str | None, typer.Option(help="Of the map: a share of its maximum, otsu, or p90. \\[default: 0.25]")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Split the network after this layer instead.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A file of weights of your own for the model.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures and index.html.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, one an explanation.")] = False,
     max_pixels: Annotated[
-        int | None, typer.Option(help="Refuse images of more pixels than this. [default: 178956970]")
+        int | None, typer.Option(help="Refuse images of more pixels than this. \\[default: 178956970]")
     ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
 ) -> None:
     """Say what is in photos and where: class, probability, box in original pixels.
@@ -65,8 +67,15 @@ def explain(
     Exit code 0; 1 where some image failed (each is named on stderr, the others are done); 2 for wrong usage.
     """
     with _errors_said():
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
         files = list(_files(photos, out))
-        options: dict[str, Any] = {"target": target or "top1", "method": method, "threshold": threshold}
+        options: dict[str, Any] = {
+            "target": target or "top1",
+            "method": method,
+            "threshold": threshold,
+            "batch": batch,
+        }
         if max_pixels is not None:
             options["max_pixels"] = max_pixels
         loading = {"layer": layer, "weights": weights, "device": device}
@@ -85,9 +94,7 @@ def demo(
 
     with _errors_said(), as_file(files("whatwhere") / "photos") as folder:
         (out / "photos").mkdir(parents=True, exist_ok=True)
-        for photo in sorted(folder.glob("*.jpg")):
-            shutil.copyfile(photo, out / "photos" / photo.name)
-        photos = sorted((out / "photos").glob("*.jpg"))
+        photos = [shutil.copyfile(photo, out / "photos" / photo.name) for photo in sorted(folder.glob("*.jpg"))]
         _run("efficientnet-lite0", {}, [str(photo) for photo in photos], {"target": "top1"}, out, as_json=False)
 
 
@@ -150,7 +157,7 @@ def _run(
             for _ in seen:
                 pass
         else:
-            write_report(seen, out, net.name)
+            write_report(seen, out, net.name, keep=[Path(file) for file in files])
     if not as_json and table.row_count:
         _out.print(table)
     if out is not None:
@@ -174,6 +181,8 @@ def _files(photos: list[str], out: Path | None) -> Iterator[str]:
     from whatwhere.images import image_files, printable
 
     for photo in photos:
+        if not photo:
+            raise InputError("wanted the name of a photo or a folder, got an empty one")
         if not Path(photo).is_dir():
             yield photo
             continue
@@ -195,8 +204,14 @@ def _errors_said() -> Iterator[None]:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+    except OSError as error:  # of what is written; what is read has errors of its own
+        _err.print(f"[red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
 
 
 def main() -> None:
     """The ``whatwhere`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal's encoding does not
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -1,6 +1,7 @@
 """A module -> a Classifier: where it splits, what its classes are called, how photos become its input."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import nn
@@ -30,6 +31,9 @@ def around(
         UnsupportedError: the module does not run on an image of that size, or no layer will do.
         InputError: another number of labels than logits, or no such layer.
     """
+    network = getattr(network, "_orig_mod", network)  # of torch.compile, whose layers cannot be reached
+    if any(parameter.is_inference() for parameter in network.parameters()):
+        raise UnsupportedError(f"{type(network).__name__} was made under inference_mode; make it outside of it")
     from_timm = hasattr(network, "forward_features") and hasattr(network, "forward_head")
     if preprocess is None:
         preprocess = timm_preprocess(network) if from_timm else Preprocess()
@@ -38,10 +42,13 @@ def around(
     try:
         with undisturbed(network), torch.no_grad():
             logits = logits_of(network(image))
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+    except UnsupportedError:
+        raise
+    except Exception as error:  # somebody else's code
         raise UnsupportedError(
-            f"{name} does not run on an image of {' x '.join(map(str, image.shape[1:]))}: {error}; "
-            "pass preprocess=Preprocess(size=(h, w), mean=..., std=...) that fits it"
+            f"{name} does not run on a batch of images {tuple(image.shape)}: {type(error).__name__}: {error}; "
+            "pass preprocess=Preprocess(size=(h, w), mean=..., std=...) that fits it, or wrap it in a module that "
+            "takes the images alone"
         ) from error
     if layer is None and not (from_timm and _splits(network, image, logits)):
         layer = find_layer(network, image)
@@ -60,7 +67,8 @@ def around(
 
 def _probe(network: nn.Module, preprocess: Preprocess) -> torch.Tensor:
     """An image of noise, always the same, to see what the network does with it."""
-    like = next(network.parameters(), torch.empty(0))
+    like = next(chain(network.parameters(), network.buffers()), torch.empty(0))
+    like = like if like.is_floating_point() else torch.empty(0, device=like.device)
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, len(preprocess.mean), *preprocess.size, generator=generator).to(like)
 

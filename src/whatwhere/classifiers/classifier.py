@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -120,6 +120,8 @@ class Classifier(ABC):
         self.preprocess = preprocess
         self.name = name
         self.activation: Activation = activation
+        if activation not in get_args(Activation):
+            raise InputError(f"activation is one of {', '.join(get_args(Activation))}, got {activation!r}")
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +134,7 @@ class Classifier(ABC):
 
         Raises:
             InputError: there is no such layer; names the three nearest.
-            UnsupportedError: its output is no grid of features.
+            UnsupportedError: when it is traced, its output is no grid of features.
         """
 
     @abstractmethod
@@ -254,8 +256,9 @@ class Classifier(ABC):
         )
 
     def _checked(self, images: Images) -> Images:
-        if images.ndim != 4 or 0 in images.shape:
-            raise InputError(f"wanted a batch of images (b c h w), got shape {tuple(images.shape)}")
+        if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
+            came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(f"wanted a batch of images as a tensor (b d h w), got {came}")
         if not images.sum().isfinite():
             bad = (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
             if bad:
@@ -324,13 +327,20 @@ def logits_of(output: object) -> Tensor:
     """
     found = getattr(output, "logits", output)
     if isinstance(found, dict):
-        flat = [value for value in found.values() if isinstance(value, Tensor) and value.ndim == 2]
-        found = found.get("logits", flat[0] if len(flat) == 1 else found)
-    elif isinstance(found, tuple | list) and found:
-        found = found[0]
+        found = found.get("logits", found)
+    if isinstance(found, dict | tuple | list):
+        values = found.values() if isinstance(found, dict) else found
+        flat = [value for value in values if isinstance(value, Tensor) and value.ndim == 2]
+        found = flat[0] if len(flat) == 1 else f"a {type(found).__name__} with {len(flat)} such tensors"
     if isinstance(found, Tensor):
         found = found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
         if found.ndim == 2:
             return found
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    raise UnsupportedError(f"wanted logits (b k) from the network, got {shape}")
+    came = (
+        f"shape {tuple(found.shape)}"
+        if isinstance(found, Tensor)
+        else found
+        if isinstance(found, str)
+        else type(found)
+    )
+    raise UnsupportedError(f"wanted logits (b k) from the network, got {came}; wrap it so that it gives them alone")

@@ -89,7 +89,7 @@ def cut_at(network: nn.Module, layer: str, size: Size, *, grad: bool) -> Iterato
 
     def cut(module: nn.Module, args: Any, output: Any) -> Any:
         found = first_tensor(output)
-        grid, back = as_grid(found, size)
+        grid, back = as_grid(found, size, normalized_widths(network))
         leaf = leaf_of(grid)
         leaves.append((leaf, found.dtype))
         torch.set_grad_enabled(True)
@@ -126,11 +126,11 @@ def find_layer(network: nn.Module, image: Tensor) -> str:
                 hooks.enter_context(module.register_forward_hook(note(name)))
         network(image)
 
-    names = [name for name, _, _ in seen]
+    names, widths = [name for name, _, _ in seen], normalized_widths(network)
     candidates = [
         (name, first_tensor(output))
         for name, module, output in seen
-        if names.count(name) == 1 and not isinstance(module, _PASSING) and _is_grid(output, size)
+        if names.count(name) == 1 and not isinstance(module, _PASSING) and _is_grid(output, size, widths)
     ]
     if not candidates:
         raise UnsupportedError(
@@ -155,9 +155,9 @@ _PASSING = (*_POOLS, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
 """Layers that hand on or merely pool what the layer before them found."""
 
 
-def _is_grid(output: Any, size: Size) -> bool:
+def _is_grid(output: Any, size: Size, widths: frozenset[int]) -> bool:
     try:
-        grid, _ = as_grid(first_tensor(output), size)
+        grid, _ = as_grid(first_tensor(output), size, widths)
     except NoGridError:
         return False
     return grid.shape[2] * grid.shape[3] > 1
@@ -236,21 +236,29 @@ def with_tensor(output: Any, tensor: Tensor) -> Any:
     return type(output)((tensor, *output[1:]))
 
 
-def as_grid(output: Tensor, size: Size) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def normalized_widths(network: nn.Module) -> frozenset[int]:
+    """How many channels the network's layer norms take: those that may stand last."""
+    norms = (module for module in modules_of(network) if isinstance(module, nn.LayerNorm))
+    return frozenset(norm.normalized_shape[-1] for norm in norms)
+
+
+def as_grid(output: Tensor, size: Size, widths: frozenset[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """A layer's output as (b c y x), and the way back into its own layout.
 
-    Takes (b c y x), (b y x c), and tokens (b n c) with up to 16 prefix tokens before the patches. Which
-    of them it is follows from the aspect ratio of the input.
+    Takes (b c y x), (b y x c) where the network normalizes so many channels as stand last, and tokens (b n c) with up
+    to 16 prefix tokens before the patches. Where both of the first two would do, the input's aspect ratio decides.
 
     Args:
         output: what the layer gave.
         size: (h, w) of the network's input.
+        widths: from ``normalized_widths``.
 
     Raises:
         NoGridError: it is none of these.
     """
     if output.ndim == 4:
-        if _fits(output.shape[1:3], size) and not _fits(output.shape[2:4], size):
+        fits_last = output.shape[3] in widths and _fits(output.shape[1:3], size)
+        if fits_last and not _fits(output.shape[2:4], size):
             return output.permute(0, 3, 1, 2), lambda grid: grid.permute(0, 2, 3, 1)
         return output, lambda grid: grid
     if output.ndim == 3:

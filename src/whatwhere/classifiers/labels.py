@@ -1,8 +1,10 @@
 """Names of the classes, and the class that somebody means by a word."""
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import SupportsIndex
 
 from whatwhere.errors import InputError, nearest
 
@@ -18,6 +20,9 @@ class Labels(Sequence[str]):
     def __init__(self, names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None) -> None:
         if synonyms is not None and len(synonyms) != len(names):
             raise InputError(f"synonyms for each of {len(names)} classes, got {len(synonyms)}")
+        odd = [name for name in names if not isinstance(name, str)]
+        if odd:
+            raise InputError(f"names of classes are strings, got {odd[0]!r}")
         self._names = tuple(names)
         self.synonyms = tuple(tuple(words) for words in synonyms or [()] * len(names))
         self._by_word: dict[str, list[int]] = defaultdict(list)
@@ -49,9 +54,9 @@ class Labels(Sequence[str]):
             InputError: no such class (with the three nearest names), or a word for several classes.
         """
         if not isinstance(wanted, str):
-            if not 0 <= wanted < len(self):
-                raise InputError(f"a class index is in 0..{len(self) - 1}, got {wanted}")
-            return int(wanted)
+            if not isinstance(wanted, SupportsIndex) or not 0 <= operator.index(wanted) < len(self):
+                raise InputError(f"a class is a name or an index in 0..{len(self) - 1}, got {wanted!r}")
+            return operator.index(wanted)
         if wanted in self._names and self._names.count(wanted) == 1:
             return self._names.index(wanted)
         found = self._by_word.get(wanted.strip().casefold(), [])

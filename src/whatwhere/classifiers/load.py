@@ -12,10 +12,11 @@ from whatwhere.classifiers.classifier import Activation, Classifier
 from whatwhere.classifiers.saved import RUN, load_run
 from whatwhere.classifiers.weights import load_weights, read_weights
 from whatwhere.classifiers.zoo import EMBEDDED, build
-from whatwhere.errors import InputError
+from whatwhere.errors import DataError, InputError
 from whatwhere.images import Preprocess, printable
 
 
+@torch.inference_mode(False)
 def load(
     model: str | os.PathLike[str] | nn.Module = EMBEDDED,
     *,
@@ -38,7 +39,8 @@ def load(
         preprocess: how photos become input; by default what belongs to the weights, or ImageNet's.
         activation: "sigmoid" for any number of classes an image; by default "softmax", and "sigmoid" for
             a single logit.
-        weights: a file of weights of your own for a named network, safetensors or a plain state dict.
+        weights: a file of weights of your own for a named network, safetensors or a plain state dict; with
+            ``labels``, of a network of so many classes.
         pretrained: whether a named network without such a file gets weights from its hub or random ones.
         device: where to put the network; by default it stays where it is.
 
@@ -51,17 +53,26 @@ def load(
         if weights is not None:
             raise InputError("weights go with a name; load them into a module before passing it")
         net = around(model, labels=labels, preprocess=preprocess, activation=activation, layer=layer)
-    elif Path(model, RUN).is_file() or (Path(model).is_dir() and model != EMBEDDED):
+    elif Path(model, RUN).exists():
         if weights is not None:
             raise InputError(f"a saved run has its own weights; got {printable(weights)} besides")
         net = load_run(Path(model), labels=labels, preprocess=preprocess, activation=activation, layer=layer)
     else:
         name = os.fspath(model)
-        network, found = build(name, pretrained=pretrained and weights is None)
+        own = {} if weights is None or labels is None else {"num_classes": len(labels)}
+        try:
+            network, found = build(name, pretrained=pretrained and weights is None, **own)
+        except InputError:
+            if Path(name).is_dir():
+                raise DataError(f"{printable(name)}: not a saved run, it has no {RUN}") from None
+            raise
         if weights is not None:
             load_weights(network, read_weights(Path(weights)), name)
         preprocess = preprocess or found
         net = around(network, name=name, labels=labels, preprocess=preprocess, activation=activation, layer=layer)
     if device is not None:
-        net.network.to(device)
+        try:
+            net.network.to(device)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise InputError(f"no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
     return net

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from safetensors.torch import save_file
@@ -79,9 +79,11 @@ def load_run(
         labels = labels if labels is not None else Labels(words["names"], words["synonyms"])
         network, _ = build(model["name"], pretrained=False, num_classes=len(words["names"]))
         activation = activation or model["activation"]
+        if activation not in get_args(Activation):
+            raise ValueError(f"activation = {activation!r}")
     except FileNotFoundError as error:
         raise DataError(f"{name}: not a saved run, it has no {RUN}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, InputError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise DataError(f"{name}: its {RUN} is damaged: {error}") from error
     load_weights(network, read_weights(folder / WEIGHTS), name)
     return around(

@@ -1,9 +1,10 @@
 """A name -> a network and its preprocessing: the embedded one, timm's, torchvision's."""
 
 import socket
+import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def _hub(name: str) -> Iterator[None]:
     except OSError:
         constants.HF_HUB_OFFLINE = True  # weights in the cache still load; the others fail without retries
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # downloads say so, and stdout may be somebody's data
+            yield
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{name}: there are no such weights on this machine, and none could be fetched "

@@ -30,4 +30,4 @@ def oriented(gram: Float[Tensor, "b n n"], cells: Float[Tensor, "b n c"], scale:
     energy = cells.square().sum(2)
     energy = energy - energy.amin(1, keepdim=True)
     against: Tensor = (component * energy).sum(1, keepdim=True) < 0
-    return component.where(~against, -component)
+    return torch.where(against, -component, component)

@@ -1,5 +1,7 @@
 """Shapley-CAM: gradients corrected by the curvature."""
 
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from whatwhere.classifiers.classifier import Trace
 from whatwhere.maps.shape import weighted_sum
 from whatwhere.types import Maps, Score
@@ -11,5 +13,10 @@ def shapleycam(trace: Trace, score: Score) -> Maps:
     Cai: CAMs as Shapley Value-based Explainers. With the Hessian ``H`` of the score in the features,
     ``w_c = mean_yx (g - 1/2 H A)_c(y, x)`` and ``M = sum_c w_c A_c``. Where the head is piecewise linear, Grad-CAM.
     """
-    gradient, curved = trace.gradient_and_curvature(score)
+    try:
+        gradient, curved = trace.gradient_and_curvature(score)
+    except RuntimeError:  # fused attention has no second derivative
+        with sdpa_kernel(SDPBackend.MATH):
+            trace = trace.net.trace(trace.images)
+        gradient, curved = trace.gradient_and_curvature(score)
     return weighted_sum(trace.features, (gradient - curved / 2).mean((-2, -1)))

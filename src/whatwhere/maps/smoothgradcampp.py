@@ -11,9 +11,10 @@ from whatwhere.types import Maps, Score
 def smoothgradcampp(trace: Trace, score: Score, *, samples: int = 4, noise: float = 0.15, seed: int = 0) -> Maps:
     """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy images (Omeiza et al. 2019).
 
-    Omeiza, Speakman, Cintas, Weldermariam: Smooth Grad-CAM++. With ``D_i`` the mean over the samples of ``g^i``:
+    Omeiza, Speakman, Cintas, Weldemariam: Smooth Grad-CAM++. With ``D_i`` the mean over the samples of ``g^i``:
     ``alpha = D_2 / (2 D_2 + D_3 sum_yx A_c)``, 0 where the denominator is not positive;
-    ``w_c = sum_yx alpha relu(D_1)`` (eqs. 4 to 9) and ``M = sum_c w_c A_c``, with the features of the image without noise.
+    ``w_c = sum_yx alpha relu(D_1)`` (eqs. 4 to 9) and ``M = sum_c w_c A_c``, with the features of the image
+    without noise.
 
     Args:
         trace: what the network saw.

@@ -36,7 +36,7 @@ def parsed(threshold: Threshold) -> Threshold:
     """
     try:
         share = float(threshold)
-    except ValueError:
+    except (TypeError, ValueError):
         share = -1.0
         found = re.fullmatch(r"p(\d+(?:\.\d+)?)", str(threshold))
         if threshold == "otsu" or (found and float(found[1]) < 100):

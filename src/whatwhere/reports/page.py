@@ -3,7 +3,7 @@
 import base64
 import io
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,37 @@ _pages = Environment(
 )
 
 
-def write_report(seen: Iterable[list[Explanation]], folder: Path, model: str) -> Path:
+def write_report(seen: Iterable[list[Explanation]], folder: Path, model: str, *, keep: Collection[Path] = ()) -> Path:
     """A picture for each image and ``index.html`` with all of them inside, written as they come.
 
     Args:
         seen: for each image its explanations.
         folder: made where it is missing; pictures of the same names are written over.
         model: named on the page.
+        keep: files that no picture is written over, the photographs themselves.
 
     Returns:
         The page. It appears when the last image is done; pictures appear one by one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".whatwhere-") as scratch:
         aside = Path(scratch, "index.html")
         with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            for text in _pages.get_template("page.html.j2").generate(entries=_entries(seen, folder), model=model):
+            for text in _pages.get_template("page.html.j2").generate(
+                entries=_entries(seen, folder, keep), model=model
+            ):
                 file.write(text)
         aside.replace(page)
     return page
 
 
-def _entries(seen: Iterable[list[Explanation]], folder: Path) -> Iterator[dict[str, Any]]:
-    taken: set[str] = set()
+def _entries(seen: Iterable[list[Explanation]], folder: Path, keep: Collection[Path]) -> Iterator[dict[str, Any]]:
+    here = folder.resolve()
+    taken = {file.name for file in map(Path.resolve, keep) if file.parent == here}
     for explanations in seen:
         picture = draw(explanations)
-        stem = Path(explanations[0].source).stem or "image"
+        stem = Path(explanations[0].source).stem[:80] or "image"
         name, again = f"{stem}.png", 1
         while name in taken:
             again += 1

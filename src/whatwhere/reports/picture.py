@@ -90,7 +90,7 @@ def write(picture: Image.Image, path: Path) -> None:
     format = Image.registered_extensions().get(path.suffix.lower())
     if format not in Image.SAVE:
         raise InputError(f"{path}: pictures are written as .png, .jpg or .webp, got {path.suffix!r}")
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".whatwhere-") as scratch:
         aside = Path(scratch, "picture" + path.suffix)
         picture.save(aside, format)
         aside.replace(path)
