@@ -2,8 +2,8 @@
 
     python benchmarks/seam.py [--malloc default]
 
-Median and quartiles. Grad-CAM, Grad-CAM++ and Layer-CAM with the upsampling to the input's size; CAM of all
-1000 classes, on the grid.
+Median and quartiles. Every method with the upsampling to the input's size, except CAM of all 1000 classes, on the
+grid. Methods that look at the images again (several forwards) are left out.
 """
 
 import argparse
@@ -28,20 +28,22 @@ def main() -> None:
     if options.malloc == "kept":
         keep_freed_memory()
     torch.set_num_threads(2)
-    print(f"{machine()}, malloc {options.malloc}\n")
-    print("| network | batch | forward, ms | " + " | ".join(["cam of 1000", *list(METHODS)[1:]]) + " |")
-    print("|---|---|---|" + "---|" * len(METHODS))
-    folder = Path(whatwhere.__path__[0], "photos")
+    photos_of = sorted(Path(whatwhere.__path__[0], "photos").glob("*.jpg"))
+    table: dict[str, dict[str, str]] = {}
     for name in ("efficientnet-lite0", "timm/resnet50"):
         net = whatwhere.load(name, pretrained=name == "efficientnet-lite0")
-        photos = [net.preprocess(whatwhere.open_photo(path))[0] for path in sorted(folder.glob("*.jpg"))]
+        photos = [net.preprocess(whatwhere.open_photo(path))[0] for path in photos_of]
         for batch in (1, 16):
             images = torch.stack([photos[i % len(photos)] for i in range(batch)])
-            seconds = in_turn(runs(net, images), options.rounds if batch == 1 else options.rounds // 3)
-            row = ratios(seconds, "forward")
-            cells = [f"{m:.2f} ({low:.2f} to {high:.2f})" for key, (m, low, high) in row.items() if key != "forward"]
+            seconds = in_turn(runs(net, images), options.rounds if batch == 1 else options.rounds // 4)
             milliseconds = 1000 * statistics.median(seconds["forward"])
-            print(f"| {name} | {batch} | {milliseconds:.0f} | " + " | ".join(cells) + " |", flush=True)
+            column = f"{name.rpartition('/')[2]}, batch {batch} ({milliseconds:.0f} ms)"
+            for key, (middle, low, high) in ratios(seconds, "forward").items():
+                table.setdefault(key, {})[column] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    columns = list(table.pop("forward"))
+    print(f"{machine()}, malloc {options.malloc}\n\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for key, row in table.items():
+        print(f"| {key} | {' | '.join(row[column] for column in columns)} |")
 
 
 def forward(net: whatwhere.Classifier, images: torch.Tensor) -> torch.Tensor:
@@ -58,7 +60,7 @@ def runs(net: whatwhere.Classifier, images: torch.Tensor) -> dict:
     def of(method):
         return lambda: upsample(unit(positive(method(net.trace(images), top_class))), size)
 
-    gradients = {name: of(method) for name, method in METHODS.items() if name != "cam"}
+    gradients = {name: of(method) for name, method in METHODS.items() if name not in {"cam", "smoothgradcampp"}}
     return {"forward": lambda: forward(net, images), "cam of 1000": all_cams, **gradients}
 
 

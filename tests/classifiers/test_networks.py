@@ -13,7 +13,8 @@ from scenes import gap_net, plain
 from torch import Tensor, nn
 
 import whatwhere
-from whatwhere.classifiers.hooked import HookedClassifier, NoGridError, as_grid
+from whatwhere.classifiers.hooked import HookedClassifier
+from whatwhere.classifiers.layouts import NoGridError, as_grid
 from whatwhere.classifiers.split import SplitClassifier
 from whatwhere.errors import InputError, UnsupportedError
 from whatwhere.images import Preprocess
