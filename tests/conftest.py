@@ -7,6 +7,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("whatwhere", "executed.check")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -14,6 +15,8 @@ import whatwhere  # noqa: E402
 from whatwhere.apps.memory import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("unhurried")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 ROOT = Path(__file__).parents[1]
