@@ -140,7 +140,7 @@ def _run(
         for result in results:
             if isinstance(result, DataError):
                 failures.append(result)
-                _err.print(f"[red]failed[/] {escape(str(result))}", highlight=False, soft_wrap=True)
+                _complain("failed", result)
                 continue
             for one in result:
                 if as_json:
@@ -199,14 +199,18 @@ def _errors_said() -> Iterator[None]:
     try:
         yield
     except WhatWhereError as error:
-        _err.print(f"[red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _complain("error", error)
         raise typer.Exit(1 if isinstance(error, DataError) else 2) from None
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except OSError as error:  # of what is written; what is read has errors of its own
-        _err.print(f"[red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _complain("error", error)
         raise typer.Exit(1) from None
+
+
+def _complain(word: str, error: Exception) -> None:
+    _err.print(f"[red]{word}[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -204,9 +204,7 @@ class Classifier(ABC):
         Raises:
             UnsupportedError: the logits are not linear in the pooled features.
         """
-        linear = self.linear(trace.features.shape[1])
-        if linear is None:
-            raise self._lawless(float("inf"))
+        linear = self._linear_of(trace)
         b, c, y, x = trace.features.shape
         with full_precision(trace.features):
             # one product for the batch, without the channels that are 0 everywhere: behind a ReLU often half of them
@@ -226,10 +224,14 @@ class Classifier(ABC):
         Raises:
             UnsupportedError: they are not; the message names the methods that need no such law.
         """
+        linear = self._linear_of(trace)
+        self._check_law(trace, _pooled_logits(linear, trace))
+        return linear
+
+    def _linear_of(self, trace: Trace) -> Linear:
         linear = self.linear(trace.features.shape[1])
         if linear is None:
             raise self._lawless(float("inf"))
-        self._check_law(trace, _pooled_logits(linear, trace))
         return linear
 
     def linear_law(self, images: Images) -> float:
@@ -331,16 +333,16 @@ def logits_of(output: object) -> Tensor:
     if isinstance(found, dict | tuple | list):
         values = found.values() if isinstance(found, dict) else found
         flat = [value for value in values if isinstance(value, Tensor) and value.ndim == 2]
-        found = flat[0] if len(flat) == 1 else f"a {type(found).__name__} with {len(flat)} such tensors"
-    if isinstance(found, Tensor):
-        found = found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
-        if found.ndim == 2:
-            return found
-    came = (
-        f"shape {tuple(found.shape)}"
-        if isinstance(found, Tensor)
-        else found
-        if isinstance(found, str)
-        else type(found)
-    )
-    raise UnsupportedError(f"wanted logits (b k) from the network, got {came}; wrap it so that it gives them alone")
+        if len(flat) != 1:
+            raise _no_logits(f"a {type(found).__name__} with {len(flat)} such tensors")
+        found = flat[0]
+    if not isinstance(found, Tensor):
+        raise _no_logits(str(type(found)))
+    found = found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
+    if found.ndim != 2:
+        raise _no_logits(f"shape {tuple(found.shape)}")
+    return found
+
+
+def _no_logits(came: str) -> UnsupportedError:
+    return UnsupportedError(f"wanted logits (b k) from the network, got {came}; wrap it so that it gives them alone")
