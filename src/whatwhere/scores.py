@@ -104,6 +104,15 @@ def similarity(embedding: Float[Tensor, "k"]) -> Score:
     return score
 
 
+def each(score: Score, variants: Float[Tensor, "n b k"]) -> Float[Tensor, "n b"]:
+    """The score of every one of n batches of logits; at once where it can be vectorized (``torch.vmap``)."""
+    try:
+        values: Tensor = torch.vmap(score)(variants)
+    except RuntimeError:  # it looks at values, or writes in place
+        values = torch.stack([score(logits) for logits in variants])
+    return values
+
+
 def _pick(values: Logits, index: Classes) -> Scores:
     return values.gather(1, _indices(values, index)[:, None])[:, 0]
 

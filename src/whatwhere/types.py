@@ -5,7 +5,8 @@
     h w network input, in pixels    y x feature grid, in cells
     H W original image, in pixels   n   region
 
-Sizes are (height, width), points (x, y). Boxes are pixel edges, half-open.
+Sizes are (height, width), points (x, y). Boxes are pixel edges, half-open. Where the network takes volumes, a z
+stands before h w and before y x: ``*hw`` and ``*yx`` are two axes or three.
 """
 
 from collections.abc import Callable
@@ -14,18 +15,22 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-Images = Float[Tensor, "b d h w"]
+Images = Float[Tensor, "b d *hw"]
 """A preprocessed batch, as the network takes it."""
-Features = Float[Tensor, "b c y x"]
+Features = Float[Tensor, "b c *yx"]
 """Activations at the layer where the network is split."""
+Variants = Float[Tensor, "n c *yx"]
+"""Features to put in the place of one image's."""
 Logits = Float[Tensor, "b k"]
 """The network's output, before any softmax or sigmoid."""
 Scores = Float[Tensor, "b"]
 """The one number an image that is explained."""
-Maps = Float[Tensor, "b y x"]
+Maps = Float[Tensor, "b *yx"]
 """Evidence for the score: raw, signed, one value a cell."""
-ClassMaps = Float[Tensor, "b k y x"]
+ClassMaps = Float[Tensor, "b k *yx"]
 """One map a class."""
+Weights = Float[Tensor, "b c ..."]
+"""What each channel, or each activation, counts for in a map: (b c) or (b c *yx)."""
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 """An original image, upright, RGB."""
@@ -36,5 +41,7 @@ Mask = Bool[np.ndarray, "H W"]
 
 Size = tuple[int, int]
 """(height, width)"""
+Extent = tuple[int, ...]
+"""(height, width), or (depth, height, width) of a volume."""
 Score = Callable[[Logits], Scores]
 """What is explained: logits -> one number an image, differentiable."""

@@ -3,11 +3,12 @@
     images (b c h w) -> [backbone] -> features (b c y x) -> [head] -> logits (b k)
 
 ``trace`` runs both once. Its features are a fresh leaf, so a gradient of any score reaches the features
-and stops there: it never runs through the backbone, and no parameter gets a ``.grad``.
+and stops there: it never runs through the backbone, and no parameter gets a ``.grad``. ``traces`` splits at several
+layers in one run; ``Trace.tail`` runs the head alone, on other features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
@@ -15,12 +16,13 @@ from typing import Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from whatwhere.classifiers.labels import Labels
 from whatwhere.errors import InputError, UnsupportedError
 from whatwhere.images import Preprocess
-from whatwhere.types import ClassMaps, Features, Images, Logits, Score
+from whatwhere.types import ClassMaps, Features, Images, Logits, Score, Variants
 
 Activation = Literal["softmax", "sigmoid"]
 
@@ -40,9 +42,10 @@ class Trace:
 
     Attributes:
         net: the classifier that looked.
-        images: (b c h w), what it looked at.
-        features: (b c y x), a leaf: float32, or float64 where the network computes in it.
-        logits: (b k), of the same dtype, differentiable in the features alone.
+        images: (b d h w) or volumes (b d z h w), what it looked at.
+        features: (b c y x) or (b c z y x), float32, or float64 where the network computes in it; a leaf, but for the
+            deeper ones of several layers, which the shallowest one's gradient runs through.
+        logits: (b k), of the same dtype, differentiable in the features of the layers looked at, and no further back.
         eps: relative precision that the network computed them in.
     """
 
@@ -75,6 +78,19 @@ class Trace:
                 gradient, self.features, self.features.detach(), retain_graph=True, materialize_grads=True
             )
         return gradient.detach(), curved
+
+    def tail(self, variants: Variants, image: int) -> Float[Tensor, "n k"]:
+        """What the network would say of an image if its features were others; without gradients.
+
+        Args:
+            variants: (n c *yx), in place of the image's own features.
+            image: which of the batch; what a hooked network does beside its layer is done for this one.
+
+        Returns:
+            (n k): only what comes after the split runs n times.
+        """
+        with undisturbed(self.net.network), torch.no_grad():
+            return widened(self.net._tail(self.images[image : image + 1], variants))
 
     def class_gradient(self, score: Score) -> Logits:
         """D score / d logits: how much each class speaks for what is explained."""
@@ -137,12 +153,25 @@ class Classifier(ABC):
             UnsupportedError: when it is traced, its output is no grid of features.
         """
 
+    def traces(self, images: Images, layers: Sequence[str]) -> list[Trace]:
+        """Look at a batch once and split after several layers: one trace a layer, in their order.
+
+        Raises:
+            InputError: as ``trace``; no layers, or none of such a name.
+            UnsupportedError: as ``trace``; the logits do not depend on one of the layers.
+        """
+        return [self.at(layer).trace(images) for layer in layers]
+
     @abstractmethod
     def _split_run(self, images: Images) -> tuple[Tensor, Tensor, torch.dtype]:
         """Leaf features, differentiable logits, and what the features were computed in.
 
         The network is already in evaluation mode.
         """
+
+    @abstractmethod
+    def _tail(self, image: Images, variants: Variants) -> Tensor:
+        """Logits (n k) of n variants of one image's features; mode and gradients are seen to."""
 
     def trace(self, images: Images) -> Trace:
         """Look at a batch once.
@@ -151,7 +180,7 @@ class Classifier(ABC):
         in half precision, and leaves the module exactly as it was.
 
         Args:
-            images: (b c h w), preprocessed, on the network's device.
+            images: (b d h w) or volumes (b d z h w), preprocessed, on the network's device.
 
         Raises:
             InputError: not a batch of images, or nan or infinite values among them (names which image).
@@ -160,14 +189,16 @@ class Classifier(ABC):
         images = self._checked(images)
         with undisturbed(self.network), torch.inference_mode(False):
             images = images.clone() if images.is_inference() else images
-            features, logits, computed = self._split_run(images)
+            return self._traced(images, *self._split_run(images))
+
+    def _traced(self, images: Images, features: Tensor, logits: Tensor, computed: torch.dtype) -> Trace:
         if logits.shape != (len(images), len(self.labels)):
             raise UnsupportedError(
                 f"{self.name}: wanted logits for {len(images)} images and {len(self.labels)} labels, "
                 f"got shape {tuple(logits.shape)}"
             )
-        with torch.inference_mode(False), torch.enable_grad():
-            eps = max(torch.finfo(dtype).eps for dtype in (computed, logits.dtype))
+        eps = max(torch.finfo(dtype).eps for dtype in (computed, logits.dtype))
+        with torch.enable_grad():
             return Trace(self, images, features, widened(logits), eps)
 
     def logits(self, images: Images) -> Logits:
@@ -188,7 +219,7 @@ class Classifier(ABC):
         k = len(self.labels)
         for module in modules_of(self.network):
             weight = getattr(module, "weight", None)
-            if not isinstance(module, nn.Linear | nn.Conv2d) or not isinstance(weight, Tensor):
+            if not isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) or not isinstance(weight, Tensor):
                 continue
             if weight.flatten(1).shape == (k, channels):
                 bias = weight.new_zeros(k) if module.bias is None else module.bias
@@ -205,17 +236,17 @@ class Classifier(ABC):
             UnsupportedError: the logits are not linear in the pooled features.
         """
         linear = self._linear_of(trace)
-        b, c, y, x = trace.features.shape
+        b, c, *yx = trace.features.shape
         with full_precision(trace.features):
             # one product for the batch, without the channels that are 0 everywhere: behind a ReLU often half of them
-            columns = trace.features.detach().permute(1, 0, 2, 3).reshape(c, b * y * x)
+            columns = trace.features.detach().transpose(0, 1).reshape(c, -1)
             live = columns.any(1).nonzero().flatten()
             if len(live) < 0.8 * c:
                 columns, weight = columns.index_select(0, live), linear.weight.index_select(1, live)
             else:
                 weight = linear.weight
-            maps = (weight @ columns).reshape(-1, b, y, x).permute(1, 0, 2, 3)
-        self._check_law(trace, maps.mean((-2, -1)) + linear.bias)
+            maps = (weight @ columns).reshape(-1, b, *yx).transpose(0, 1)
+        self._check_law(trace, maps.flatten(2).mean(2) + linear.bias)
         return maps
 
     def checked_linear(self, trace: Trace) -> Linear:
@@ -258,15 +289,20 @@ class Classifier(ABC):
         )
 
     def _checked(self, images: Images) -> Images:
-        if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
+        if not isinstance(images, Tensor) or images.ndim not in {4, 5} or 0 in images.shape:
             came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise InputError(f"wanted a batch of images as a tensor (b d h w), got {came}")
+            raise InputError(
+                f"wanted a batch of images as a tensor (b d h w), or of volumes as (b d z h w), got {came}"
+            )
         if not images.sum().isfinite():
             bad = (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
             if bad:
                 raise InputError(f"nan or infinite values in image {', '.join(map(str, bad))} of the batch")
-        own = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), images.dtype)
-        return images.to(own)
+        return self._in_own_dtype(images)
+
+    def _in_own_dtype(self, tensor: Tensor) -> Tensor:
+        own = (p.dtype for p in self.network.parameters() if p.is_floating_point())
+        return tensor.to(next(own, tensor.dtype))
 
 
 _locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
@@ -293,7 +329,7 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 def _pooled_logits(linear: Linear, trace: Trace) -> Logits:
     """What the logits would be by the linear law."""
     with full_precision(trace.features):
-        return trace.features.detach().mean((-2, -1)) @ linear.weight.T + linear.bias
+        return trace.features.detach().flatten(2).mean(2) @ linear.weight.T + linear.bias
 
 
 def modules_of(network: nn.Module) -> Iterator[nn.Module]:
@@ -338,7 +374,7 @@ def logits_of(output: object) -> Tensor:
         found = flat[0]
     if not isinstance(found, Tensor):
         raise _no_logits(str(type(found)))
-    found = found.flatten(1) if found.ndim == 4 and found.shape[2:] == (1, 1) else found
+    found = found.flatten(1) if found.ndim > 2 and set(found.shape[2:]) == {1} else found
     if found.ndim != 2:
         raise _no_logits(f"shape {tuple(found.shape)}")
     return found

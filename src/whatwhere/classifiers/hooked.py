@@ -4,19 +4,28 @@ The hook cuts the features off, hands the network a copy of the leaf, and turns 
 comes after.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from whatwhere.classifiers.classifier import Activation, Classifier, leaf_of, logits_of, modules_of, undisturbed
+from whatwhere.classifiers.classifier import (
+    Activation,
+    Classifier,
+    Trace,
+    leaf_of,
+    logits_of,
+    modules_of,
+    undisturbed,
+    widened,
+)
 from whatwhere.classifiers.labels import Labels
 from whatwhere.classifiers.layouts import NoGridError, as_grid, first_tensor, normalized_widths, with_tensor
 from whatwhere.errors import InputError, UnsupportedError, nearest
 from whatwhere.images import Preprocess
-from whatwhere.types import Images, Size
+from whatwhere.types import Extent, Images, Variants
 
 
 class HookedClassifier(Classifier):
@@ -41,61 +50,129 @@ class HookedClassifier(Classifier):
     def at(self, layer: str) -> "HookedClassifier":  # noqa: D102
         return HookedClassifier(self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer)
 
+    def traces(self, images: Images, layers: Sequence[str]) -> list[Trace]:  # noqa: D102
+        if not layers:
+            raise InputError("wanted at least one layer, got none")
+        nets = [self.at(layer) for layer in layers]
+        images = self._checked(images)
+        with undisturbed(self.network), torch.inference_mode(False):
+            images = images.clone() if images.is_inference() else images
+            cuts, logits = self._run(images, layers)
+            return [net._traced(images, cut.features, logits, cut.dtype) for net, cut in zip(nets, cuts, strict=True)]
+
     def _split_run(self, images: Images) -> tuple[Tensor, Tensor, torch.dtype]:
+        (cut,), logits = self._run(images, [self.layer])
+        return cut.features, logits, cut.dtype
+
+    def _run(self, images: Images, layers: Sequence[str]) -> "tuple[list[Cut], Tensor]":
+        size = tuple(images.shape[2:])
         for grad in (False, True):
             # Without gradients first. A network that runs its backbone under no_grad itself switches them off
             # again behind our hook; it is run once more with gradients on from the start.
-            leaf, logits, dtype = self._run(images, grad=grad)
-            if reaches(logits, leaf):
-                return leaf, logits, dtype
+            with cut_at(self.network, layers, size, grad=grad) as cuts:
+                try:
+                    logits = logits_of(self.network(images))
+                except NoGridError as error:
+                    raise UnsupportedError(f"{self.name}: {error}") from None
+            for layer in layers:
+                if len(cuts[layer]) != 1:
+                    raise UnsupportedError(
+                        f"{self.name}: layer {layer!r} ran {len(cuts[layer])} times in one forward; pass one that "
+                        "runs once"
+                    )
+            idle = [layer for layer in layers if not reaches(logits, cuts[layer][0].features)]
+            if not idle:
+                return [cuts[layer][0] for layer in layers], logits
         raise UnsupportedError(
-            f"{self.name}: the logits do not depend on the features at {self.layer!r}, or cannot be traced back to "
+            f"{self.name}: the logits do not depend on the features at {idle[0]!r}, or cannot be traced back to "
             "them; pass a layer that the network uses, and see that neither its forward nor its parameters were "
             "made under inference_mode"
         )
 
-    def _run(self, images: Images, *, grad: bool) -> tuple[Tensor, Tensor, torch.dtype]:
-        size = (images.shape[-2], images.shape[-1])
-        try:
-            with cut_at(self.network, self.layer, size, grad=grad) as leaves:
-                logits = logits_of(self.network(images))
-        except NoGridError as error:
-            raise UnsupportedError(f"{self.name}: layer {self.layer!r} gives no grid of features: {error}") from None
-        if len(leaves) != 1:
-            raise UnsupportedError(
-                f"{self.name}: layer {self.layer!r} ran {len(leaves)} times in one forward; pass one that runs once"
-            )
-        leaf, dtype = leaves[0]
-        return leaf, logits, dtype
+    def _tail(self, image: Images, variants: Variants) -> Tensor:
+        size = tuple(image.shape[2:])
+        wanted = (len(variants), len(self.labels))
+        with replaced(self.network, self.layer, size, variants):
+            try:  # one image up to the layer, so many from there on
+                logits = logits_of(self.network(image))
+                if logits.shape == wanted:
+                    return logits
+            except Exception:  # somebody else's code, which has counted its images before the layer
+                if len(variants) == 1:
+                    raise
+            return logits_of(self.network(image.expand(len(variants), *image.shape[1:])))
+
+
+class Cut(NamedTuple):
+    """What a layer gave, as features, and the dtype in which it did."""
+
+    features: Tensor
+    dtype: torch.dtype
 
 
 @contextmanager
-def cut_at(network: nn.Module, layer: str, size: Size, *, grad: bool) -> Iterator[list[tuple[Tensor, torch.dtype]]]:
-    """For a while, ``layer`` hands on a copy of a fresh leaf; gradients begin there. Notes leaf and own dtype.
+def cut_at(network: nn.Module, layers: Sequence[str], size: Extent, *, grad: bool) -> Iterator[dict[str, list[Cut]]]:
+    """For a while, the first of the layers to run hands on a copy of a fresh leaf, where gradients begin.
+
+    The others hand on copies of what they give, through which those gradients run.
 
     Args:
-        network: it has the layer.
-        layer: as in ``named_modules()``.
-        size: (h, w) of the network's input.
-        grad: whether gradients are on before the layer too.
+        network: it has the layers.
+        layers: as in ``named_modules()``.
+        size: (h, w) or (z, h, w) of the network's input.
+        grad: whether gradients are on before the first layer too.
+
+    Yields:
+        What each layer gave, once for each time that it ran.
 
     Raises:
-        NoGridError: the layer's output is no grid.
+        NoGridError: a layer's output is no grid.
     """
-    leaves: list[tuple[Tensor, torch.dtype]] = []
+    cuts: dict[str, list[Cut]] = {layer: [] for layer in layers}
+    widths = normalized_widths(network)
 
-    def cut(module: nn.Module, args: Any, output: Any) -> Any:
+    def cutting(layer: str) -> Callable[..., Any]:
+        def cut(module: nn.Module, args: Any, output: Any) -> Any:
+            found, grid, back = _grid_in(output, size, widths, layer, detached=not any(cuts.values()))
+            features = widened(grid) if found.requires_grad else leaf_of(grid)
+            cuts[layer].append(Cut(features, found.dtype))
+            torch.set_grad_enabled(True)
+            # a copy, because the next layer may work in place
+            return with_tensor(output, back(features.to(found.dtype, copy=True)))
+
+        return cut
+
+    with ExitStack() as hooks:
+        # The hooks turn gradients on; leaving this context puts the caller's mode back.
+        hooks.enter_context(torch.set_grad_enabled(grad))
+        for layer in cuts:
+            hooks.enter_context(network.get_submodule(layer).register_forward_hook(cutting(layer)))
+        yield cuts
+
+
+@contextmanager
+def replaced(network: nn.Module, layer: str, size: Extent, features: Variants) -> Iterator[None]:
+    """For a while, a layer hands on these features, of any number of images, instead of its own."""
+    widths = normalized_widths(network)
+
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        found, _, back = _grid_in(output, size, widths, layer)
+        return with_tensor(output, back(features.to(found.dtype, copy=True)))
+
+    with network.get_submodule(layer).register_forward_hook(replace):
+        yield
+
+
+def _grid_in(
+    output: Any, size: Extent, widths: frozenset[int], layer: str, *, detached: bool = False
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """The tensor in what a layer gave, as a grid, and the way back."""
+    try:
         found = first_tensor(output)
-        grid, back = as_grid(found, size, normalized_widths(network))
-        leaf = leaf_of(grid)
-        leaves.append((leaf, found.dtype))
-        torch.set_grad_enabled(True)
-        # a copy, because the next layer may work in place
-        return with_tensor(output, back(leaf.to(found.dtype, copy=True)))
-
-    # The hook turns gradients on; leaving this context puts the caller's mode back.
-    with torch.set_grad_enabled(grad), network.get_submodule(layer).register_forward_hook(cut):
-        yield leaves
+        found = found.detach() if detached else found
+        return found, *as_grid(found, size, widths)
+    except NoGridError as error:
+        raise NoGridError(f"layer {layer!r} gives no grid of features: {error}") from None
 
 
 def find_layer(network: nn.Module, image: Tensor) -> str:
@@ -106,12 +183,12 @@ def find_layer(network: nn.Module, image: Tensor) -> str:
 
     Args:
         network: gives logits (b k).
-        image: (1 c h w), anything that is not constant.
+        image: (1 d h w) or (1 d z h w), anything that is not constant.
 
     Raises:
         UnsupportedError: no layer will do; says what to pass.
     """
-    size = (image.shape[-2], image.shape[-1])
+    size = tuple(image.shape[2:])
     seen: list[tuple[str, nn.Module, Any]] = []
 
     def note(name: str) -> Callable[..., None]:
@@ -139,7 +216,7 @@ def find_layer(network: nn.Module, image: Tensor) -> str:
         return last
     for name, output in earlier:
         # A block of a transformer has grids inside it too; what it gives as a whole is meant.
-        if (output.ndim == 4 or _is_block(network, name)) and _patches_matter(network, name, image):
+        if (output.ndim > 3 or _is_block(network, name)) and _patches_matter(network, name, image):
             return name
     raise UnsupportedError(
         f"{type(network).__name__}: found no layer whose grid the logits depend on; pass layer=..., one of: "
@@ -147,17 +224,17 @@ def find_layer(network: nn.Module, image: Tensor) -> str:
     )
 
 
-_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOLS = tuple(getattr(nn, f"Adaptive{kind}Pool{n}d") for kind in ("Avg", "Max") for n in (1, 2, 3))
 _PASSING = (*_POOLS, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)
 """Layers that hand on or merely pool what the layer before them found."""
 
 
-def _is_grid(output: Any, size: Size, widths: frozenset[int]) -> bool:
+def _is_grid(output: Any, size: Extent, widths: frozenset[int]) -> bool:
     try:
         grid, _ = as_grid(first_tensor(output), size, widths)
     except NoGridError:
         return False
-    return grid.shape[2] * grid.shape[3] > 1
+    return grid[0, 0].numel() > 1
 
 
 def _is_block(network: nn.Module, name: str) -> bool:
@@ -174,15 +251,14 @@ def _patches_matter(network: nn.Module, layer: str, image: Tensor) -> bool:
     """
     linear = next((module for module in modules_of(network) if isinstance(module, nn.Linear)), None)
     given: list[Tensor] = []
-    size = (image.shape[-2], image.shape[-1])
+    size = tuple(image.shape[2:])
     for grad in (False, True):
-        with ExitStack() as hooks, undisturbed(network), cut_at(network, layer, size, grad=grad) as leaves:
+        with ExitStack() as hooks, undisturbed(network), cut_at(network, [layer], size, grad=grad) as cuts:
             if linear is not None:
                 hooks.enter_context(linear.register_forward_pre_hook(lambda module, args: given.append(args[0])))
             logits = logits_of(network(image))
-        if len(leaves) == 1 and reaches(logits, leaves[0][0]):
-            values = given[-1] if given and reaches(given[-1], leaves[0][0]) else logits
-            return _changes(values, leaves[0][0])
+        if len(cuts[layer]) == 1 and reaches(logits, leaf := cuts[layer][0].features):
+            return _changes(given[-1] if given and reaches(given[-1], leaf) else logits, leaf)
     return False
 
 
@@ -194,14 +270,14 @@ def _changes(values: Tensor, leaf: Tensor) -> bool:
     return bool(gradient.any())
 
 
-def reaches(values: Tensor, leaf: Tensor) -> bool:
-    """Whether a gradient of the values would arrive at the leaf."""
+def reaches(values: Tensor, features: Tensor) -> bool:
+    """Whether a gradient of the values would arrive at the features."""
     waiting, known = [values.grad_fn], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in known:
             continue
-        if getattr(node, "variable", None) is leaf:
+        if node is features.grad_fn or getattr(node, "variable", None) is features:
             return True
         known.add(node)
         waiting.extend(before for before, _ in node.next_functions)

@@ -1,11 +1,13 @@
 """The seam for networks that split by themselves: ``forward_features`` and ``forward_head``, as timm's do."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from whatwhere.classifiers.classifier import Classifier, leaf_of
+from whatwhere.classifiers.classifier import Classifier, Trace, leaf_of
 from whatwhere.classifiers.hooked import HookedClassifier
-from whatwhere.types import Images
+from whatwhere.types import Images, Variants
 
 
 class SplitClassifier(Classifier):
@@ -13,6 +15,9 @@ class SplitClassifier(Classifier):
 
     def at(self, layer: str) -> HookedClassifier:  # noqa: D102
         return HookedClassifier(self.network, self.labels, self.preprocess, self.name, self.activation, layer=layer)
+
+    def traces(self, images: Images, layers: Sequence[str]) -> list[Trace]:  # noqa: D102
+        return self.at(layers[0]).traces(images, layers) if layers else super().traces(images, layers)
 
     def _split_run(self, images: Images) -> tuple[Tensor, Tensor, torch.dtype]:
         with torch.no_grad():
@@ -22,3 +27,8 @@ class SplitClassifier(Classifier):
             # a copy, because a head may begin with an operation in place
             logits = self.network.forward_head(leaf.to(features.dtype, copy=True))  # type: ignore[operator]
             return leaf, logits, features.dtype
+
+    def _tail(self, image: Images, variants: Variants) -> Tensor:
+        # a copy, because a head may begin with an operation in place
+        logits: Tensor = self.network.forward_head(self._in_own_dtype(variants).clone())  # type: ignore[operator]
+        return logits

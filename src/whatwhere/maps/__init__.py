@@ -6,7 +6,9 @@
 from collections.abc import Callable
 
 from whatwhere.classifiers.classifier import Trace
+from whatwhere.maps.ablationcam import ablationcam
 from whatwhere.maps.cam import cam
+from whatwhere.maps.clustercam import clustercam
 from whatwhere.maps.eigencam import eigencam, eigengradcam
 from whatwhere.maps.fem import fem
 from whatwhere.maps.gradcam import gradcam
@@ -15,6 +17,9 @@ from whatwhere.maps.gradcampp import gradcampp
 from whatwhere.maps.hirescam import hirescam
 from whatwhere.maps.kpcacam import kpcacam
 from whatwhere.maps.layercam import layercam
+from whatwhere.maps.occlusion import occlusion
+from whatwhere.maps.rise import rise
+from whatwhere.maps.scorecam import iscam, scorecam, sscam
 from whatwhere.maps.shapleycam import shapleycam
 from whatwhere.maps.smoothgradcampp import smoothgradcampp
 from whatwhere.maps.xgradcam import xgradcam
@@ -36,4 +41,11 @@ METHODS: dict[str, Method] = {
     "eigengradcam": eigengradcam,
     "kpcacam": kpcacam,
     "fem": fem,
+    "ablationcam": ablationcam,
+    "scorecam": scorecam,
+    "sscam": sscam,
+    "iscam": iscam,
+    "clustercam": clustercam,
+    "rise": rise,
+    "occlusion": occlusion,
 }

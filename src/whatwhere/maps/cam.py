@@ -1,11 +1,12 @@
 """CAM: class activation mapping."""
 
 from whatwhere.classifiers.classifier import Trace, full_precision
-from whatwhere.maps.shape import weighted_sum
-from whatwhere.types import Maps, Score
+from whatwhere.maps.weighted import Weighted
+from whatwhere.types import Score, Weights
 
 
-def cam(trace: Trace, score: Score) -> Maps:
+@Weighted
+def cam(trace: Trace, score: Score) -> Weights:
     """Class activation map: the last layer's weights laid over the features (Zhou et al., CVPR 2016).
 
     Zhou, Khosla, Lapedriza, Oliva, Torralba: Learning Deep Features for Discriminative Localization.
@@ -19,5 +20,4 @@ def cam(trace: Trace, score: Score) -> Maps:
     """
     weight, _ = trace.net.checked_linear(trace)
     with full_precision(weight):
-        channels = trace.class_gradient(score) @ weight
-    return weighted_sum(trace.features, channels)
+        return trace.class_gradient(score) @ weight

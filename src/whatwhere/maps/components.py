@@ -13,9 +13,16 @@ def first_component(features: Features) -> Maps:
     Taken through the Gram matrix of the cells, of which there are far fewer than channels: its first eigenvector
     times the root of the eigenvalue. Signs are chosen so that cells of much energy are positive.
     """
-    b, _, y, x = features.shape
+    b, _, *yx = features.shape
     cells = features.flatten(2).transpose(1, 2).double()
-    return oriented(cells @ cells.transpose(1, 2), cells).reshape(b, y, x).to(features.dtype)
+    return oriented(cells @ cells.transpose(1, 2), cells).reshape(b, *yx).to(features.dtype)
+
+
+def signed_component(products: Features) -> Maps:
+    """The first component of what sums to a map over its channels, with the sign on which the two agree most."""
+    component = first_component(products)
+    against = (component * products.sum(1)).flatten(1).sum(1) < 0
+    return torch.einsum("b...,b->b...", component, torch.where(against, -1.0, 1.0).to(component))
 
 
 def oriented(gram: Float[Tensor, "b n n"], cells: Float[Tensor, "b n c"], scale: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Eigen-CAM and Eigen-Grad-CAM: the first principal component."""
 
 from whatwhere.classifiers.classifier import Trace
-from whatwhere.maps.components import first_component
+from whatwhere.maps.components import first_component, signed_component
 from whatwhere.types import Maps, Score
 
 
@@ -21,7 +21,4 @@ def eigengradcam(trace: Trace, score: Score) -> Maps:
     As pytorch-grad-cam's ``EigenGradCAM`` (Gildenblat et al.), without its centring: Eigen-CAM of
     ``dS / dA_c(y, x) A_c(y, x)``. Its sign is that of HiResCAM where the two agree most.
     """
-    product = trace.gradient(score) * trace.features.detach()
-    component, sums = first_component(product), product.sum(1)
-    against = (component * sums).sum((-2, -1), keepdim=True) < 0
-    return component.where(~against, -component)
+    return signed_component(trace.gradient(score) * trace.features.detach())

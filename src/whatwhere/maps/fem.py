@@ -1,7 +1,9 @@
 """FEM: rare, strong activations of every channel."""
 
+import torch
+
 from whatwhere.classifiers.classifier import Trace
-from whatwhere.maps.shape import weighted_sum
+from whatwhere.maps.weighted import weighted_sum
 from whatwhere.types import Maps, Score
 
 
@@ -17,6 +19,6 @@ def fem(trace: Trace, score: Score, *, sigmas: float = 1.0) -> Maps:
         sigmas: k, standard deviations over the cells of the image (of the population).
     """
     features = trace.features.detach()
-    mean = features.mean((-2, -1), keepdim=True)
-    deviation = features.std((-2, -1), correction=0, keepdim=True)
-    return weighted_sum((features > mean + sigmas * deviation).to(features), mean[..., 0, 0])
+    deviation, mean = torch.std_mean(features.flatten(2), 2, correction=0, keepdim=True)
+    rare = features.flatten(2) > mean + sigmas * deviation
+    return weighted_sum(rare.to(features), mean[..., 0]).reshape(len(features), *features.shape[2:])

@@ -1,11 +1,12 @@
 """Grad-CAM: channels weighted by their mean gradient."""
 
 from whatwhere.classifiers.classifier import Trace
-from whatwhere.maps.shape import weighted_sum
-from whatwhere.types import Maps, Score
+from whatwhere.maps.weighted import Weighted
+from whatwhere.types import Score, Weights
 
 
-def gradcam(trace: Trace, score: Score) -> Maps:
+@Weighted
+def gradcam(trace: Trace, score: Score) -> Weights:
     """Grad-CAM: channels weighted by their mean gradient (Selvaraju et al., ICCV 2017).
 
     Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra: Visual Explanations from Deep Networks via
@@ -15,4 +16,4 @@ def gradcam(trace: Trace, score: Score) -> Maps:
     ``positive``). On a network of global average pooling and a linear layer, CAM divided by the number of
     cells.
     """
-    return weighted_sum(trace.features, trace.gradient(score).mean((-2, -1)))
+    return trace.gradient(score).flatten(2).mean(2)

@@ -3,11 +3,12 @@
 import torch
 
 from whatwhere.classifiers.classifier import Trace
-from whatwhere.maps.shape import weighted_sum
-from whatwhere.types import Maps, Score
+from whatwhere.maps.weighted import Weighted
+from whatwhere.types import Score, Weights
 
 
-def gradcampp(trace: Trace, score: Score) -> Maps:
+@Weighted
+def gradcampp(trace: Trace, score: Score) -> Weights:
     """Grad-CAM++: positive gradients weighted cell by cell, then summed (Chattopadhay et al., WACV 2018).
 
     Chattopadhay, Sarkar, Howlader, Balasubramanian: Grad-CAM++, Generalized Gradient-Based
@@ -18,9 +19,9 @@ def gradcampp(trace: Trace, score: Score) -> Maps:
     relu(g)`` (eq. 5) and ``M = sum_c w_c A_c``. The factor ``exp(S)``, one for the whole map, is left out: it
     says nothing about where, and overflows.
     """
-    gradient, features = trace.gradient(score), trace.features.detach()
+    gradient, features = trace.gradient(score).flatten(2), trace.features.detach().flatten(2)
     # g^2 cancels; what is left of the fraction is 1 / (2 + g sum A), for g != 0
-    denominator = 2 + gradient * features.sum((-2, -1), keepdim=True)
+    denominator = 2 + gradient * features.sum(2, keepdim=True)
     usable = (gradient != 0) & (denominator > 0)  # features below 0, which the paper's networks have not
     alpha = torch.where(usable, 1 / torch.where(usable, denominator, 1), 0)
-    return weighted_sum(features, (alpha * gradient.relu()).sum((-2, -1)))
+    return (alpha * gradient.relu()).sum(2)

@@ -18,11 +18,11 @@ def kpcacam(trace: Trace, score: Score, *, gamma: float | None = None) -> Maps:
         score: not read; the map is the same for every class.
         gamma: of the kernel; 1 / channels by default.
     """
-    b, c, y, x = trace.features.shape
+    b, c, *yx = trace.features.shape
     cells = trace.features.detach().flatten(2).transpose(1, 2).double()
     centred = cells - cells.mean(1, keepdim=True)
     kernel = ((centred @ centred.transpose(1, 2)) * (1 / c if gamma is None else gamma) + 1).tanh()
     rows, columns = kernel.mean(1, keepdim=True), kernel.mean(2, keepdim=True)
     scale = kernel.diagonal(dim1=1, dim2=2).sum(1)
     component = oriented(kernel - rows - columns + rows.mean(2, keepdim=True), cells, scale)
-    return component.reshape(b, y, x).to(trace.features.dtype)
+    return component.reshape(b, *yx).to(trace.features.dtype)

@@ -1,10 +1,11 @@
-"""From features to a raw map, and the three visible steps to something to look at: positive, unit, upsample.
+"""From a raw map, three visible steps to something to look at: positive, unit, upsample.
 
 Their order is the caller's, because published numbers depend on it; ``explain`` takes them in this one.
-Resizing is linear and separable, so a map is brought to any window of any grid by two small matrices,
+Resizing is linear and separable, so a map is brought to any window of any grid by a small matrix an axis,
 exactly, and at the cost of the pixels that come out.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -13,17 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whatwhere.classifiers.classifier import full_precision
-from whatwhere.geometry import Box, Frame
-from whatwhere.types import Features, Maps, Size
+from whatwhere.geometry import Frame
+from whatwhere.types import Extent, Maps
 
 Interpolation = Literal["bilinear", "bicubic"]
-
-
-def weighted_sum(features: Features, weights: Float[Tensor, "b c"]) -> Maps:
-    """``sum_c weights_c features_c``: one number a channel, one map an image."""
-    b, c, y, x = features.shape
-    with full_precision(features):
-        return (weights[:, None] @ features.detach().reshape(b, c, y * x)).reshape(b, y, x)
 
 
 def positive(maps: Maps) -> Maps:
@@ -36,19 +30,19 @@ def unit(maps: Maps) -> Maps:
 
     Constant is what varies by no more than rounding.
     """
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    axes = tuple(range(1, maps.ndim))
+    low, high = maps.amin(axes, keepdim=True), maps.amax(axes, keepdim=True)
     span = high - low
     varies = span > 8 * torch.finfo(maps.dtype).eps * torch.maximum(high.abs(), low.abs())
     return torch.where(varies, (maps - low) / span.where(varies, torch.ones_like(span)), 0)
 
 
-def upsample(maps: Maps, size: Size, interpolation: Interpolation = "bilinear") -> Float[Tensor, "b h w"]:
-    """Maps brought to (h, w), cells taken as areas (``align_corners=False``).
+def upsample(maps: Maps, size: Extent, interpolation: Interpolation = "bilinear") -> Float[Tensor, "b *hw"]:
+    """Maps brought to (h, w), or of volumes to (z, h, w), cells taken as areas (``align_corners=False``).
 
     Equals ``torch.nn.functional.interpolate`` of that mode, for growing; shrinking is not antialiased.
     """
-    whole = Box(0, 0, size[1], size[0])
-    return _resample(maps, whole, size, interpolation)
+    return _resample(maps, [(0, pixels, pixels) for pixels in size], interpolation)
 
 
 def to_original(maps: Maps, frame: Frame, interpolation: Interpolation = "bilinear") -> Float[Tensor, "b H W"]:
@@ -59,21 +53,21 @@ def to_original(maps: Maps, frame: Frame, interpolation: Interpolation = "biline
     sx, sy = frame.scale
     # where the network's whole input, padding and all, would lie in the original
     x0, y0 = frame.seen.x0 - frame.placed.x0 / sx, frame.seen.y0 - frame.placed.y0 / sy
-    window = Box(x0, y0, x0 + frame.network[1] / sx, y0 + frame.network[0] / sy)
-    out = _resample(maps, window, frame.original, interpolation)
     H, W = frame.original
+    rows_of, columns_of = (y0, y0 + frame.network[0] / sy, H), (x0, x0 + frame.network[1] / sx, W)
+    out = _resample(maps, [rows_of, columns_of], interpolation)
     rows = _inside(H, frame.seen.y0, frame.seen.y1).to(out)
     columns = _inside(W, frame.seen.x0, frame.seen.x1).to(out)
     return out if bool(rows.all() and columns.all()) else out * rows[:, None] * columns
 
 
-def _resample(maps: Maps, window: Box, size: Size, interpolation: Interpolation) -> Tensor:
-    """Values at the pixel centres of ``size``, for maps spread over ``window`` of that grid."""
-    y, x = maps.shape[-2:]
-    rows = _taps(y, size[0], window.y0, window.y1, interpolation).to(maps)
-    columns = _taps(x, size[1], window.x0, window.x1, interpolation).to(maps)
+def _resample(maps: Tensor, axes: Sequence[tuple[float, float, int]], interpolation: Interpolation) -> Tensor:
+    """Values at pixel centres, for maps spread on each axis from a start to a stop of that many pixels."""
     with full_precision(maps):
-        return rows @ (maps @ columns.T)
+        for axis, (start, stop, pixels) in enumerate(axes, 1):
+            taps = _taps(maps.shape[axis], pixels, start, stop, interpolation).to(maps)
+            maps = maps @ taps.T if axis == len(axes) else (taps @ maps.movedim(axis, -2)).movedim(-2, axis)
+    return maps
 
 
 @lru_cache(maxsize=64)

@@ -3,11 +3,12 @@
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whatwhere.classifiers.classifier import Trace
-from whatwhere.maps.shape import weighted_sum
-from whatwhere.types import Maps, Score
+from whatwhere.maps.weighted import Weighted
+from whatwhere.types import Score, Weights
 
 
-def shapleycam(trace: Trace, score: Score) -> Maps:
+@Weighted
+def shapleycam(trace: Trace, score: Score) -> Weights:
     """Shapley-CAM: Grad-CAM with second-order weights, the Shapley values of a quadratic (Cai 2025).
 
     Cai: CAMs as Shapley Value-based Explainers. With the Hessian ``H`` of the score in the features,
@@ -19,4 +20,4 @@ def shapleycam(trace: Trace, score: Score) -> Maps:
         with sdpa_kernel(SDPBackend.MATH):
             trace = trace.net.trace(trace.images)
         gradient, curved = trace.gradient_and_curvature(score)
-    return weighted_sum(trace.features, (gradient - curved / 2).mean((-2, -1)))
+    return (gradient - curved / 2).flatten(2).mean(2)

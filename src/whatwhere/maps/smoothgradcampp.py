@@ -4,11 +4,13 @@ import torch
 
 from whatwhere.classifiers.classifier import Trace
 from whatwhere.errors import InputError
-from whatwhere.maps.shape import weighted_sum
-from whatwhere.types import Maps, Score
+from whatwhere.maps.combine import with_noise
+from whatwhere.maps.weighted import Weighted
+from whatwhere.types import Score, Weights
 
 
-def smoothgradcampp(trace: Trace, score: Score, *, samples: int = 4, noise: float = 0.15, seed: int = 0) -> Maps:
+@Weighted
+def smoothgradcampp(trace: Trace, score: Score, *, samples: int = 4, noise: float = 0.15, seed: int = 0) -> Weights:
     """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy images (Omeiza et al. 2019).
 
     Omeiza, Speakman, Cintas, Weldemariam: Smooth Grad-CAM++. With ``D_i`` the mean over the samples of ``g^i``:
@@ -28,17 +30,14 @@ def smoothgradcampp(trace: Trace, score: Score, *, samples: int = 4, noise: floa
     """
     if samples < 1 or noise < 0:
         raise InputError(f"wanted at least 1 sample and noise of at least 0, got {samples} and {noise}")
-    images, features = trace.images, trace.features.detach()
-    spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    generator = torch.Generator().manual_seed(seed)
+    features = trace.features.detach().flatten(2)
     first, second, third = (torch.zeros_like(features) for _ in range(3))
-    for _ in range(samples):
-        drawn = torch.randn(images.shape[1:], generator=generator).to(images)
-        gradient = trace.net.trace(images + spread * drawn).gradient(score)
+    for noisy in with_noise(trace.images, samples, noise, seed):
+        gradient = trace.net.trace(noisy).gradient(score).flatten(2)
         first += gradient
         second += gradient.square()
         third += gradient**3
     # the number of samples cancels in alpha
-    denominator = 2 * second + third * features.sum((-2, -1), keepdim=True)
+    denominator = 2 * second + third * features.sum(2, keepdim=True)
     alpha = torch.where(denominator > 0, second / torch.where(denominator > 0, denominator, 1), 0)
-    return weighted_sum(features, (alpha * first.relu()).sum((-2, -1)) / samples)
+    return (alpha * first.relu()).sum(2) / samples
