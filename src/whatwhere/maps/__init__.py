@@ -15,6 +15,8 @@ from whatwhere.maps.gradcampp import gradcampp
 from whatwhere.maps.hirescam import hirescam
 from whatwhere.maps.kpcacam import kpcacam
 from whatwhere.maps.layercam import layercam
+from whatwhere.maps.legrad import legrad
+from whatwhere.maps.rollout import rollout
 from whatwhere.maps.shapleycam import shapleycam
 from whatwhere.maps.smoothgradcampp import smoothgradcampp
 from whatwhere.maps.xgradcam import xgradcam
@@ -36,4 +38,6 @@ METHODS: dict[str, Method] = {
     "eigengradcam": eigengradcam,
     "kpcacam": kpcacam,
     "fem": fem,
+    "rollout": rollout,
+    "legrad": legrad,
 }
