@@ -9,7 +9,6 @@ from whatwhere.classifiers.labels import Labels
 from whatwhere.geometry import Box
 from whatwhere.images import Preprocess
 
-
 TRANSFORMERS = {"rollout", "legrad"}
 """Methods that read attention; they refuse other networks."""
 

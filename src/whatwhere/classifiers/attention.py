@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from whatwhere.classifiers.classifier import Classifier, logits_of, modules_of, undisturbed, widened
@@ -27,7 +27,7 @@ Attention = Float[Tensor, "b heads n n"]
 Handed = Callable[[Attention], Attention]
 """Gets a matrix, gives what the network is to go on with."""
 
-_SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
+_SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,26 +147,23 @@ class _HandedOut(TorchFunctionMode):
         super().__init__()
         self.hand = hand
 
-    def __torch_function__(  # type: ignore[no-untyped-def]  # noqa: D105
+    def __torch_function__(  # type: ignore[no-untyped-def]
         self, func, types, args=(), kwargs=None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if func is functional.scaled_dot_product_attention:
             return self.attention(*args, **kwargs)
-        if func is F.multi_head_attention_forward:
+        if func is functional.multi_head_attention_forward:
             return self.multi_head(*args, **kwargs)
         if func in _SOFTMAXES:
-            return self.softmax(*args, **kwargs, func=func)
+            return self.softmax(func, args, kwargs)
         return func(*args, **kwargs)
 
-    def softmax(
-        self, values: Tensor, dim: int | None = None, *args: Any, func: Any = F.softmax, **kwargs: Any
-    ) -> Any:
-        weights = func(values, dim, *args, **kwargs)
-        square = values.ndim == 3 and values.shape[-2] == values.shape[-1]
-        if dim in {-1, values.ndim - 1} and (square or values.ndim == 4):
-            return self.hand(weights)
-        return weights
+    def softmax(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        weights = func(*args, **kwargs)
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        square = weights.ndim == 3 and weights.shape[1] == weights.shape[2]
+        return self.hand(weights) if dim in {-1, weights.ndim - 1} and (square or weights.ndim == 4) else weights
 
     def attention(
         self,
@@ -190,12 +187,16 @@ class _HandedOut(TorchFunctionMode):
         elif attn_mask is not None:
             scores = scores + attn_mask
         weights = self.hand(scores.softmax(-1)).to(value.dtype)
-        return (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
+        return (functional.dropout(weights, dropout_p) if dropout_p else weights) @ value
 
     def multi_head(self, *args: Any, **kwargs: Any) -> Any:
         # Torch's own function over names of ours: while a mode handles it, it sees no mode inside.
-        own = F.multi_head_attention_forward
-        names = {**vars(F), "scaled_dot_product_attention": self.attention, "softmax": self.softmax}
+        own = functional.multi_head_attention_forward
+        names = {
+            **vars(functional),
+            "scaled_dot_product_attention": self.attention,
+            "softmax": lambda *args, **kwargs: self.softmax(functional.softmax, args, kwargs),
+        }
         return FunctionType(own.__code__, names, own.__name__, own.__defaults__)(*args, **kwargs)
 
 
@@ -226,7 +227,7 @@ def _is_tokens(output: Any, b: int, n: int) -> bool:
 
 
 def _read(leaf: Tensor, heads: tuple[Tensor, ...]) -> Tensor | None:
-    """Which tokens a gradient arrives at: from the logits, or what the last layer is given if its weights are zero."""
+    """Which tokens a gradient arrives at: from the logits or, its weights being 0, what the last layer is given."""
     for values in heads:
         if reaches(values, leaf):
             # random weights, because the sum of a normalized layer is constant

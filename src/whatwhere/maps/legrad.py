@@ -36,8 +36,9 @@ def legrad(trace: Trace, score: Score) -> Maps:
         UnsupportedError: the network is no transformer in which every token attends to every token.
         InputError: the score does not give one differentiable number for each image.
     """
-    net, images, b = trace.net, trace.images, len(trace.images)
+    net, images = trace.net, trace.images
     blocks = attended(net, images[:1], lambda attention: None).blocks
+    b, depth = len(images), len(blocks)
     leaves: list[Tensor] = []
     pooled: list[Tensor] = []
 
@@ -49,10 +50,10 @@ def legrad(trace: Trace, score: Score) -> Maps:
     def end(module: nn.Module, args: Any, output: Any) -> Any:
         tokens = first_tensor(output)
         pooled.append(tokens.mean(1, keepdim=True))
-        if len(pooled) < len(blocks):
+        if len(pooled) < depth:
             torch.set_grad_enabled(False)
             return with_tensor(output, tokens.detach())
-        # Behind the last block the head gets the layers as a batch, each token the mean: whatever it pools, it is that.
+        # The head gets the layers as a batch in which each token is the mean: whatever it pools, it is that.
         return with_tensor(output, torch.cat(pooled).repeat(1, tokens.shape[1], 1))
 
     with ExitStack() as stack:
@@ -63,9 +64,9 @@ def legrad(trace: Trace, score: Score) -> Maps:
         stack.enter_context(handed_out(net, b, begin))
         logits = widened(logits_of(net.network(images)))
 
-    if logits.shape != (b * len(blocks), trace.logits.shape[1]) or not logits.requires_grad:
+    if logits.shape != (b * depth, trace.logits.shape[1]) or not logits.requires_grad:
         raise UnsupportedError(
-            f"{net.name}: its head does not take the tokens of {len(blocks)} layers as one batch, or cannot be traced "
+            f"{net.name}: its head does not take the tokens of {depth} layers as one batch, or cannot be traced "
             "back to them; legrad needs that. Use gradcam or layercam."
         )
     with torch.inference_mode(False), torch.enable_grad():
