@@ -6,6 +6,8 @@ import pytest
 import timm
 import torch
 from scenes import TRANSFORMERS, First, gap_net, plain, vit_net
+from timm import create_model as made
+from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import VisionTransformer
@@ -31,7 +33,7 @@ def small(fused: bool = True, **options) -> nn.Module:
     """A timm transformer of 3 x 5 patches whose attention is far from uniform."""
     torch.manual_seed(0)
     settings = {"img_size": SIZE, "patch_size": 16, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
-    network = timm.models.VisionTransformer(**{**settings, **options}).eval()
+    network = vision_transformer.VisionTransformer(**{**settings, **options}).eval()
     for module in network.modules():
         if isinstance(module, timm.layers.Attention):
             nn.init.normal_(module.qkv.weight, std=0.5)
@@ -412,40 +414,15 @@ def test_a_single_block(name, single):
     ("network", "size", "why"),
     [
         (gap_net, (24, 40), "no self-attention"),
-        (
-            lambda: timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1)),
-            (224, 224),
-            "windows of 49 tokens",
-        ),
-        (lambda: timm.create_model("cait_xxs24_224", depth=1), (224, 224), "1 queries to 197 tokens"),
+        (lambda: made("swin_tiny_patch4_window7_224", depths=(1, 1)), (224, 224), "windows of 49 tokens"),
+        (lambda: made("cait_xxs24_224", depth=1), (224, 224), "1 queries to 197 tokens"),
         (lambda: small(global_pool="map", class_token=False), SIZE, "1 queries to 15 tokens"),
-        (
-            lambda: timm.create_model("pit_ti_224", depths=(1, 1, 1)),
-            (224, 224),
-            "between 730 tokens and then between",
-        ),
-        (lambda: timm.create_model("convit_tiny", depth=2), (224, 224), "one matrix a block"),
-        (
-            lambda: timm.create_model("xcit_nano_12_p16_224", depth=1),
-            (224, 224),
-            "1 queries to 197|one matrix a block",
-        ),
-        (
-            lambda: small(block_fn=timm.models.vision_transformer.ParallelThingsBlock),
-            SIZE,
-            "do not follow one another",
-        ),
+        (lambda: made("pit_ti_224", depth=(1, 1, 1)), (224, 224), "between 730 tokens and then between"),
+        (lambda: made("convit_tiny", depth=2), (224, 224), "one matrix a block"),
+        (lambda: made("xcit_nano_12_p16_224", depth=1), (224, 224), "1 queries to 197|one matrix a block"),
+        (lambda: small(block_fn=vision_transformer.ParallelThingsBlock), SIZE, "do not follow one another"),
     ],
-    ids=[
-        "convolutions",
-        "windows",
-        "class attention",
-        "attention pooling",
-        "stages",
-        "gated",
-        "channels",
-        "parallel",
-    ],
+    ids=["convolutional", "windows", "class attention", "attention pool", "stages", "gated", "channels", "parallel"],
 )
 def test_other_networks_are_refused(name, network, size, why):
     trace = loaded(network().eval(), size).trace(images(1, size))

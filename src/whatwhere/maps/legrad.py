@@ -70,9 +70,8 @@ def legrad(trace: Trace, score: Score) -> Maps:
             "back to them; legrad needs that. Use gradcam or layercam."
         )
     with torch.inference_mode(False), torch.enable_grad():
-        wanted = [
-            replace(trace, logits=part.detach().requires_grad_()).class_gradient(score) for part in logits.split(b)
-        ]
+        rows = (part.detach().requires_grad_() for part in torch.chunk(logits, depth))
+        wanted = [replace(trace, logits=part).class_gradient(score) for part in rows]
         gradients = torch.autograd.grad(logits, leaves, torch.cat(wanted))
     layers = torch.stack([gradient.clamp(min=0).mean((1, 2)) for gradient in gradients])
     return patches(layers.mean(0), net, (images.shape[-2], images.shape[-1]))
