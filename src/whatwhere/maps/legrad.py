@@ -25,8 +25,9 @@ def legrad(trace: Trace, score: Score) -> Maps:
     code the mean of all tokens is taken whatever the head pools: from a class token alone only its own row of ``A_l``
     would get a gradient. Each gradient stays within its layer.
 
-    The network runs once more, and on one image once before, to find its layers. All attention matrices are held with
-    their gradients: 8 b L heads n^2 bytes, 0.7 GB for a ViT-B/16 and 16 images.
+    The network runs once more, and on one image once before, to find its layers. What lies between every layer's
+    attention and its score is held: 2.4 GB for a ViT-B/16 and 16 images, of which 8 b L heads n^2 bytes (0.7 GB) are
+    the attention matrices and their gradients.
 
     Args:
         trace: what the network saw; where it was split does not matter.
