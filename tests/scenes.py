@@ -9,6 +9,11 @@ from whatwhere.classifiers.labels import Labels
 from whatwhere.geometry import Box
 from whatwhere.images import Preprocess
 
+TRANSFORMERS = {"rollout", "legrad"}
+"""Methods that read attention; they refuse other networks."""
+MANY_FORWARDS = {"ablationcam", "scorecam", "sscam", "iscam", "clustercam", "rise", "occlusion"}
+"""Methods that ask the network, or what comes after the split, many times."""
+
 
 def scene(seed: int, size: tuple[int, int] = (90, 130)) -> tuple[np.ndarray, np.ndarray]:
     """A bright ellipse on a dark texture: pixels (H W 3) uint8 and its mask (H W)."""
@@ -56,6 +61,37 @@ def deep_head_net(classes: int = 5) -> nn.Sequential:
     """As ``gap_net``, but with two linear layers behind the pooling: plain CAM does not hold."""
     net = gap_net(classes=classes)
     return nn.Sequential(*net[:7], nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, classes)).eval()
+
+
+class Embedding(nn.Module):
+    """Patches of 4 x 4 pixels as tokens, behind a class token."""
+
+    def __init__(self, width: int, cells: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, stride=4)
+        self.first = nn.Parameter(torch.randn(1, 1, width))
+        self.places = nn.Parameter(torch.randn(1, cells, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.places
+        return torch.cat([self.first.expand(len(tokens), -1, -1), tokens], 1)
+
+
+class First(nn.Module):
+    """Of the tokens, the class token."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0]
+
+
+def vit_net(size: tuple[int, int] = (24, 40), classes: int = 5, seed: int = 0) -> nn.Sequential:
+    """A vision transformer of torch's own layers, with a class token and attention that is far from uniform."""
+    torch.manual_seed(seed)
+    blocks = [nn.TransformerEncoderLayer(16, 2, 24, dropout=0.5, batch_first=True, norm_first=True) for _ in range(3)]
+    for block in blocks:
+        nn.init.normal_(block.self_attn.in_proj_weight, std=0.5)
+    cells = size[0] // 4 * (size[1] // 4)
+    return nn.Sequential(Embedding(16, cells), *blocks, nn.LayerNorm(16), First(), nn.Linear(16, classes)).eval()
 
 
 def red_net() -> nn.Sequential:

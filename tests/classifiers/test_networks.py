@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from scenes import gap_net, plain
+from scenes import MANY_FORWARDS, TRANSFORMERS, gap_net, plain
 from torch import Tensor, nn
 
 import whatwhere
@@ -58,8 +58,18 @@ TIMM = {
 }
 
 
-def check(net, channels, linear):
-    """The seam agrees with the plain forward, every map method works on it, the law is as it should be."""
+ATTENDING = {
+    "vit_b_32",
+    "deit_tiny_distilled_patch16_224",
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_rope_224",
+    "vit",
+}
+"""Networks in which every token attends to every token, one matrix a head."""
+
+
+def check(net, channels, linear, attending):
+    """The seam agrees with the plain forward, every method of one look works on it, the law is as it should be."""
     heads = [module for module in net.network.modules() if isinstance(module, nn.Linear)]
     if heads and not heads[-1].weight.any():  # some begin at zero, which says nothing about where
         nn.init.normal_(heads[-1].weight)
@@ -70,8 +80,15 @@ def check(net, channels, linear):
     assert min(trace.features.shape[2:]) > 1
     if linear is not None:
         assert (net.linear_law(noise) < 1e-3) == linear
+    for i in range(2):
+        again = trace.tail(trace.features[i].detach().expand(3, *trace.features.shape[1:]), i)
+        torch.testing.assert_close(again, trace.logits[i].detach().expand_as(again), atol=1e-4, rtol=1e-4)
     for name in METHODS:
-        if name == "cam" and not linear:
+        if name in MANY_FORWARDS or (name == "cam" and not linear):
+            continue
+        if name in TRANSFORMERS and not attending:
+            with pytest.raises(UnsupportedError, match="Use gradcam"):
+                METHODS[name](trace, of_class(1))
             continue
         maps = METHODS[name](trace, of_class(1))
         assert maps.isfinite().all()
@@ -86,7 +103,7 @@ def test_torchvision(name):
         net = whatwhere.load(f"torchvision/{name}", pretrained=False)
     assert net.layer == layer
     assert net.labels[281] == "tabby"
-    check(net, channels, linear)
+    check(net, channels, linear, name in ATTENDING)
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -95,7 +112,7 @@ def test_timm(name):
     net = whatwhere.load(f"timm/{name}", pretrained=False)
     assert getattr(net, "layer", None) == layer
     assert isinstance(net, SplitClassifier) == (layer is None)
-    check(net, channels, linear)
+    check(net, channels, linear, name in ATTENDING)
 
 
 def test_a_class_token_leaves_the_patches_after_the_last_block_without_a_say():
@@ -127,7 +144,7 @@ def test_transformers(kind, channels):
     network.config.id2label = {index: f"kind {index}" for index in range(7)}
     net = whatwhere.load(network, preprocess=plain((64, 64)))
     assert net.labels[3] == "kind 3"
-    check(net, channels, None)
+    check(net, channels, None, kind in ATTENDING)
 
 
 class Wrapped(nn.Module):

@@ -17,8 +17,10 @@ from whatwhere.maps.gradcampp import gradcampp
 from whatwhere.maps.hirescam import hirescam
 from whatwhere.maps.kpcacam import kpcacam
 from whatwhere.maps.layercam import layercam
+from whatwhere.maps.legrad import legrad
 from whatwhere.maps.occlusion import occlusion
 from whatwhere.maps.rise import rise
+from whatwhere.maps.rollout import rollout
 from whatwhere.maps.scorecam import iscam, scorecam, sscam
 from whatwhere.maps.shapleycam import shapleycam
 from whatwhere.maps.smoothgradcampp import smoothgradcampp
@@ -48,4 +50,6 @@ METHODS: dict[str, Method] = {
     "clustercam": clustercam,
     "rise": rise,
     "occlusion": occlusion,
+    "rollout": rollout,
+    "legrad": legrad,
 }
