@@ -60,7 +60,9 @@ def runs(net: whatwhere.Classifier, images: torch.Tensor) -> dict:
     def of(method):
         return lambda: upsample(unit(positive(method(net.trace(images), top_class))), size)
 
-    gradients = {name: of(method) for name, method in METHODS.items() if name not in {"cam", "smoothgradcampp"}}
+    gradients = {
+        name: of(method) for name, method in METHODS.items() if name not in {"cam", "smoothgradcampp", "fullgrad"}
+    }
     return {"forward": lambda: forward(net, images), "cam of 1000": all_cams, **gradients}
 
 

@@ -9,6 +9,7 @@ from whatwhere.classifiers.classifier import Trace
 from whatwhere.maps.cam import cam
 from whatwhere.maps.eigencam import eigencam, eigengradcam
 from whatwhere.maps.fem import fem
+from whatwhere.maps.fullgrad import fullgrad
 from whatwhere.maps.gradcam import gradcam
 from whatwhere.maps.gradcam_elementwise import gradcam_elementwise
 from whatwhere.maps.gradcampp import gradcampp
@@ -36,4 +37,5 @@ METHODS: dict[str, Method] = {
     "eigengradcam": eigengradcam,
     "kpcacam": kpcacam,
     "fem": fem,
+    "fullgrad": fullgrad,
 }
