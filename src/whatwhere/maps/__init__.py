@@ -11,6 +11,7 @@ from whatwhere.maps.cam import cam
 from whatwhere.maps.clustercam import clustercam
 from whatwhere.maps.eigencam import eigencam, eigengradcam
 from whatwhere.maps.fem import fem
+from whatwhere.maps.fullgrad import fullgrad
 from whatwhere.maps.gradcam import gradcam
 from whatwhere.maps.gradcam_elementwise import gradcam_elementwise
 from whatwhere.maps.gradcampp import gradcampp
@@ -43,6 +44,7 @@ METHODS: dict[str, Method] = {
     "eigengradcam": eigengradcam,
     "kpcacam": kpcacam,
     "fem": fem,
+    "fullgrad": fullgrad,
     "ablationcam": ablationcam,
     "scorecam": scorecam,
     "sscam": sscam,
