@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+from functools import cache
+from importlib.util import find_spec
 from threading import Thread
 
 import pytest
@@ -22,12 +24,10 @@ BACKENDS = ["onnxruntime", "openvino", pytest.param("inductor", marks=needs_gcc)
 ENGINES = BACKENDS[:2]
 
 
-@pytest.fixture(autouse=True)
-def _packages():
-    for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
-        if name == "openvino":
-            continue  # imported by the package itself, without its telemetry
-        pytest.importorskip(name)
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package)
+if find_spec("openvino") is None:  # not imported here, because the package does so without its telemetry
+    pytest.skip("could not import 'openvino'", allow_module_level=True)
 
 
 def noise(count: int, size: tuple[int, int] = SIZE, seed: int = 5) -> Tensor:
@@ -38,7 +38,7 @@ def small(network: nn.Module | None = None):
     return whatwhere.load(network or gap_net(), preprocess=plain(SIZE))
 
 
-def check(eager, compiled, batches=(1, 2, 3), tolerance=1e-4) -> None:
+def check(eager, compiled, *, batches=(1, 2, 3), lawful=True, tolerance=1e-4) -> None:
     """Features, logits and class maps are those of the eager network, at every batch size."""
     for count in batches:
         images = noise(count, eager.preprocess.size)
@@ -47,27 +47,34 @@ def check(eager, compiled, batches=(1, 2, 3), tolerance=1e-4) -> None:
         torch.testing.assert_close(got.features, wanted.features.detach(), **close)
         torch.testing.assert_close(got.logits.detach(), wanted.logits.detach(), **close)
         torch.testing.assert_close(compiled.logits(images), wanted.logits.detach(), **close)
-        try:
-            maps = eager.class_maps(wanted)
-        except UnsupportedError as error:
-            with pytest.raises(UnsupportedError) as refusal:
-                compiled.class_maps(got)
-            assert str(refusal.value).startswith(str(error).partition(" is ")[0])
-        else:
-            torch.testing.assert_close(compiled.class_maps(got), maps, **close)
+        if lawful:
+            torch.testing.assert_close(compiled.class_maps(got), eager.class_maps(wanted), **close)
+            continue
+        complaints = []
+        for one, trace in ((eager, wanted), (compiled, got)):
+            with pytest.raises(UnsupportedError, match="linear in the mean") as refusal:
+                one.class_maps(trace)
+            complaints.append(str(refusal.value).partition("| is ")[0])
+        assert complaints[0] == complaints[1]
+
+
+@cache
+def ready(backend: str = "onnxruntime"):
+    """A small network and what is compiled of it, for tests that change neither."""
+    eager = small()
+    return eager, eager.compiled(backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_small_network(backend):
-    eager = small()
-    check(eager, eager.compiled(backend))
+    check(*ready(backend))
 
 
 @pytest.mark.parametrize("backend", ENGINES)
 def test_a_network_without_the_linear_law(backend):
     eager = small(deep_head_net())
     compiled = eager.compiled(backend)
-    check(eager, compiled)
+    check(eager, compiled, lawful=False)
     trace = compiled.trace(noise(2))
     assert trace.maps is None
     with pytest.raises(UnsupportedError, match="linear in the mean"):
@@ -78,13 +85,15 @@ def test_a_network_without_the_linear_law(backend):
 
 
 @pytest.mark.parametrize("backend", ENGINES)
-def test_the_embedded_network(net, backend):
+def test_the_embedded_network(net, backend, photos):
     compiled = net.compiled(backend)
     assert isinstance(net, SplitClassifier)
     check(net, compiled, batches=(1, 3))
     assert compiled.labels is net.labels
     assert compiled.preprocess is net.preprocess
     assert (compiled.name, compiled.activation, compiled.eager) == (net.name, net.activation, net)
+    (got,), (wanted,) = (whatwhere.explain(one, photos[0], method="cam") for one in (compiled, net))
+    assert (got.label, got.box) == (wanted.label, wanted.box)
 
 
 def test_a_hooked_network_of_torchvision():
@@ -97,16 +106,14 @@ def test_a_hooked_network_of_torchvision():
 def test_tokens_become_a_grid():
     eager = whatwhere.load("timm/vit_tiny_patch16_224", pretrained=False)
     nn.init.normal_(eager.network.head.weight)
-    compiled = eager.compiled()
-    check(eager, compiled, batches=(1, 2))
-    assert compiled.trace(noise(1, (224, 224))).features.shape == (1, 192, 14, 14)
+    check(eager, eager.compiled(), batches=(1, 2), lawful=False)
 
 
 def test_features_are_noted_before_the_next_layer_works_in_place():
     eager = small().at("3")  # a convolution, a ReLU in place behind it
     trace = eager.trace(noise(2))
     assert (trace.features < 0).any()
-    check(eager, eager.compiled())
+    check(eager, eager.compiled(), lawful=False)
 
 
 def test_a_channel_for_each_class_is_its_own_class_map():
@@ -137,7 +144,7 @@ def test_bfloat16_is_nearly_the_same(backend):
 
 
 def test_logits_of_the_graph_are_the_mean_of_its_maps():
-    compiled = small().compiled()
+    _, compiled = ready()
     trace = compiled.trace(noise(2))
     bias = compiled.eager.network[8].bias.detach()
     torch.testing.assert_close(trace.maps.mean((2, 3)) + bias, trace.logits.detach())
@@ -146,25 +153,18 @@ def test_logits_of_the_graph_are_the_mean_of_its_maps():
 
 @pytest.mark.parametrize("method", ["cam", "eigencam", "kpcacam", "fem"])
 def test_methods_without_gradients_are_the_same(method):
-    eager = small()
+    eager, compiled = ready()
     images, score = noise(3), of_class(torch.tensor([3, 0, 2]))
-    got = METHODS[method](eager.compiled().trace(images), score)
+    got = METHODS[method](compiled.trace(images), score)
     torch.testing.assert_close(got, METHODS[method](eager.trace(images), score), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["gradcam", "layercam", "shapleycam"])
 def test_methods_with_gradients_say_what_to_use(method):
-    trace = small().compiled().trace(noise(1))
+    trace = ready()[1].trace(noise(1))
     assert not trace.features.requires_grad
     with pytest.raises(UnsupportedError, match=r"needs gradients.*use cam, eigencam.*\.eager"):
         METHODS[method](trace, top_class)
-
-
-def test_explain_takes_a_compiled_network(net, photos):
-    compiled = net.compiled()
-    (got,), (wanted,) = (whatwhere.explain(one, photos[0], method="cam") for one in (compiled, net))
-    assert got.label == wanted.label
-    assert got.box == wanted.box
 
 
 @pytest.mark.parametrize("backend", ENGINES)
@@ -235,7 +235,7 @@ def test_a_network_of_another_precision_is_compiled_in_float32(dtype):
 
 
 def test_images_that_lie_otherwise_in_memory():
-    compiled = small().compiled()
+    _, compiled = ready()
     images = noise(4)
     expected = compiled.logits(images)
     for other in (images.to(memory_format=torch.channels_last), images.clone().requires_grad_()):
@@ -246,7 +246,7 @@ def test_images_that_lie_otherwise_in_memory():
 
 @pytest.mark.parametrize("backend", ENGINES)
 def test_threads_share_one(backend):
-    compiled = small().compiled(backend)
+    _, compiled = ready(backend)
     batches = [noise(1 + i % 3, seed=i) for i in range(6)]
     expected = [compiled.trace(batch).maps for batch in batches]
     wrong: list[int] = []
@@ -268,7 +268,7 @@ def test_at_another_layer():
     eager = small()
     compiled = eager.compiled("openvino").at("1")
     assert (compiled.backend, compiled.eager.layer) == ("openvino", "1")
-    check(eager.at("1"), compiled)
+    check(eager.at("1"), compiled, lawful=False)
     again = compiled.compiled("onnxruntime")
     assert again.eager is compiled.eager
     with pytest.raises(InputError, match="nearest"):
@@ -276,7 +276,7 @@ def test_at_another_layer():
 
 
 def test_inputs_are_checked():
-    compiled = small().compiled()
+    _, compiled = ready()
     with pytest.raises(InputError, match=r"compiled for images \(b, 3, 24, 40\), got \(1, 3, 40, 24\)"):
         compiled.trace(noise(1, (40, 24)))
     images = noise(3)
@@ -315,10 +315,11 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_network_that_cannot_be_exported(backend):
-    with pytest.raises(UnsupportedError, match=f"Odd cannot be compiled for {backend}: .*Error: .") as refusal:
+def test_a_network_that_cannot_be_exported(backend, capfd):
+    with pytest.raises(UnsupportedError, match=rf"Odd cannot be compiled for {backend}: \w+: \w+") as refusal:
         small(Odd()).compiled(backend)
     assert "\n" not in str(refusal.value)
+    assert capfd.readouterr() == ("", "")
 
 
 class Restless(nn.Module):

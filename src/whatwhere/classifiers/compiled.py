@@ -14,7 +14,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any, NoReturn, get_args
@@ -487,7 +487,7 @@ def _inductor(program: Any, wanted: Sequence[int]) -> Run:
         with _plain_mode():
             images = images.detach().view_as(images)  # to be marked, without a mark on the caller's
             if len(images) > 1:
-                torch._dynamo.mark_dynamic(images, 0)  # type: ignore[no-untyped-call]
+                torch._dynamo.mark_dynamic(images, 0)
             if len(images) in known:
                 return list(graph(images))
             with _quiet():  # it may compile
@@ -514,9 +514,9 @@ def _plain_mode() -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """Exporters warn, log and print about themselves; what fails raises."""
     below = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
