@@ -2,7 +2,7 @@ from .classifiers.classifier import Classifier, Trace
 from .classifiers.labels import Labels
 from .classifiers.load import load
 from .classifiers.saved import save
-from .errors import DataError, InputError, UnsupportedError, WhatWhereError
+from .errors import DataError, InputError, MissingExtraError, UnsupportedError, WhatWhereError
 from .explanation import Explanation, explain, explain_each
 from .geometry import Box, Frame
 from .images import Photo, Preprocess, open_photo
@@ -18,6 +18,7 @@ __all__ = [
     "Frame",
     "InputError",
     "Labels",
+    "MissingExtraError",
     "Photo",
     "Preprocess",
     "Trace",

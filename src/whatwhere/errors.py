@@ -3,7 +3,8 @@
     WhatWhereError
     ├── InputError          an argument is wrong: a name, a shape, a range
     ├── DataError           a file or an image cannot be used; names it and says why
-    └── UnsupportedError    the method and the network do not go together; names the method that would do
+    ├── UnsupportedError    the method and the network do not go together; names the method that would do
+    └── MissingExtraError   an optional package is not installed; names the extra that brings it
 
 Each message says what was wanted, what came, and what to do.
 """
@@ -26,6 +27,10 @@ class DataError(WhatWhereError, ValueError):
 
 class UnsupportedError(WhatWhereError):
     """The method does not apply to this network."""
+
+
+class MissingExtraError(WhatWhereError):
+    """An optional package is not installed."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -1,0 +1,532 @@
+"""The same seam without gradients: the network and its class maps as one graph that another engine runs.
+
+    images (b d h w) -> [graph "look"]   -> features (b c y x), logits (b k), class maps (b k y x)
+                     -> [graph "logits"] -> logits (b k)
+
+Both are cut from one export and made when first needed. Where the linear law holds, "look" takes its logits from the
+class maps, mean + bias, so that the last layer's product is done once.
+"""
+
+import copy
+import importlib.util
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any, NoReturn, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whatwhere.classifiers.classifier import (
+    Backend,
+    Classifier,
+    Linear,
+    Trace,
+    full_precision,
+    logits_of,
+    undisturbed,
+)
+from whatwhere.classifiers.hooked import HookedClassifier
+from whatwhere.classifiers.layouts import as_grid, normalized_widths
+from whatwhere.classifiers.split import SplitClassifier
+from whatwhere.errors import InputError, MissingExtraError, UnsupportedError, WhatWhereError
+from whatwhere.types import ClassMaps, Features, Images, Logits, Score, Variants
+
+DTYPES: dict[Backend, tuple[torch.dtype, ...]] = {
+    "onnxruntime": (torch.float32,),
+    "openvino": (torch.float32, torch.bfloat16, torch.float16),
+    "inductor": (torch.float32, torch.bfloat16),
+}
+"""What each backend computes in."""
+
+_PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+_ONNX_LIMIT = 2**31 - 1
+"""Bytes of one protocol buffer."""
+
+Run = Callable[[Tensor], list[Tensor]]
+"""A graph that is ready: images, float32 and contiguous -> its outputs, float32."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CompiledTrace(Trace):
+    """What a compiled network saw. Its features carry no gradient; its logits are a leaf.
+
+    Attributes:
+        maps: (b k y x), every class's, or None where the linear law does not hold.
+    """
+
+    maps: ClassMaps | None
+
+    def gradient(self, score: Score) -> Features:
+        """None here.
+
+        Raises:
+            UnsupportedError: always; says what to use.
+        """
+        self._refuse()
+
+    def gradient_and_curvature(self, score: Score) -> tuple[Features, Features]:
+        """None here.
+
+        Raises:
+            UnsupportedError: always; says what to use.
+        """
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UnsupportedError(
+            f"this method needs gradients in the features, and the compiled {self.net.name} has none; use cam, "
+            "eigencam or scorecam, or trace with `.eager`, the classifier it was compiled from"
+        )
+
+
+class CompiledClassifier(Classifier):
+    """A classifier whose forward, class maps included, runs in another engine. ``Classifier.compiled`` makes it.
+
+    It is a snapshot: what happens to the network it was compiled from no longer changes it, but for ``Trace.tail``,
+    which runs that one.
+
+    Attributes:
+        network: runs the graph that gives the logits alone; it has no parameters.
+        eager: the classifier that was compiled.
+        backend: the engine.
+        dtype: what was asked for. OpenVINO computes in float32 on processors without it.
+    """
+
+    network: "Graphs"
+
+    def __init__(
+        self, eager: Classifier, backend: Backend = "onnxruntime", dtype: torch.dtype = torch.float32
+    ) -> None:
+        _check_choice(eager, backend, dtype)
+        self.eager, self.backend, self.dtype = eager, backend, dtype
+        self._device = eager.device
+        images = _sample(eager)
+        trace = eager.trace(images)
+        linear = eager.linear(trace.features.shape[1])
+        self._linear = linear and Linear(linear.weight.clone(), linear.bias.clone())
+        self._lawless_because: str | None = None
+        try:
+            eager.checked_linear(trace)
+        except UnsupportedError as error:
+            self._lawless_because, linear = str(error), None
+        graphs = Graphs(eager, linear, backend, dtype, images, trace)
+        super().__init__(graphs, eager.labels, eager.preprocess, eager.name, eager.activation)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the graph takes its images."""
+        return self._device
+
+    def at(self, layer: str) -> "CompiledClassifier":
+        """The classifier it was compiled from, split after another layer and compiled again in the same way.
+
+        Raises:
+            InputError: there is no such layer; names the three nearest.
+            UnsupportedError: its output is no grid of features.
+        """
+        return self.eager.at(layer).compiled(self.backend, self.dtype)
+
+    def compiled(  # noqa: D102
+        self, backend: Backend = "onnxruntime", dtype: torch.dtype = torch.float32
+    ) -> "CompiledClassifier":
+        return self.eager.compiled(backend, dtype)
+
+    def trace(self, images: Images) -> CompiledTrace:
+        """Look at a batch once: features, logits and class maps come out of one graph.
+
+        Args:
+            images: (b d h w), preprocessed, of the size in ``preprocess``; any batch.
+
+        Raises:
+            InputError: not such a batch of images, or nan or infinite values among them (names which image).
+        """
+        images = self._checked(images)
+        with torch.inference_mode(False):
+            features, logits, *maps = self.network.look(images)
+            leaf, eps = logits.requires_grad_(), torch.finfo(self.network.computed).eps
+            return CompiledTrace(self, images, features, leaf, eps, maps=maps[0] if maps else None)
+
+    def linear(self, channels: int) -> Linear | None:
+        """The last layer as it was compiled, if it takes so many channels."""
+        return self._linear if self._linear and self._linear.weight.shape[1] == channels else None
+
+    def class_maps(self, trace: Trace) -> ClassMaps:
+        """Plain CAM of every class at once (Zhou et al. 2016, eq. 2), as the graph gave it: (b k y x).
+
+        Raises:
+            UnsupportedError: the logits are not linear in the pooled features.
+        """
+        if not isinstance(trace, CompiledTrace):
+            return super().class_maps(trace)
+        if trace.maps is None:
+            raise UnsupportedError(self._lawless_because)
+        return trace.maps
+
+    def checked_linear(self, trace: Trace) -> Linear:
+        """The last linear layer; the law was measured when it was compiled, and the graph's logits come from it.
+
+        Raises:
+            UnsupportedError: the logits are not linear in the pooled features.
+        """
+        if not isinstance(trace, CompiledTrace):
+            return super().checked_linear(trace)
+        if self._linear is None or self._lawless_because is not None:
+            raise UnsupportedError(self._lawless_because)
+        return self._linear
+
+    def _split_run(self, images: Images) -> tuple[Tensor, Tensor, torch.dtype]:
+        features, logits, *_ = self.network.look(images)
+        return features, logits.requires_grad_(), self.network.computed
+
+    def _tail(self, image: Images, variants: Variants) -> Tensor:
+        with undisturbed(self.eager.network):
+            return self.eager._tail(image, variants)
+
+    def _checked(self, images: Images) -> Images:
+        images = super()._checked(images)
+        wanted = (len(self.preprocess.mean), *self.preprocess.size)
+        if images.shape[1:] != wanted:
+            raise InputError(
+                f"{self.name} is compiled for images (b, {', '.join(map(str, wanted))}), got {tuple(images.shape)}; "
+                "compile a classifier whose preprocess has that size"
+            )
+        if images.device != self._device:
+            raise InputError(f"{self.name} is compiled for {self._device}, got images on {images.device}")
+        return images
+
+
+class Graphs(nn.Module):
+    """The exported network and the graphs cut from it, each made and compared with eager when first needed."""
+
+    def __init__(
+        self,
+        eager: Classifier,
+        linear: Linear | None,
+        backend: Backend,
+        dtype: torch.dtype,
+        images: Images,
+        trace: Trace,
+    ) -> None:
+        """Exports the network.
+
+        Args:
+            eager: the classifier.
+            linear: its last layer where the linear law holds, for the class maps.
+            backend: the engine.
+            dtype: what it computes in.
+            images: a sample.
+            trace: what eager sees in it.
+
+        Raises:
+            UnsupportedError: it cannot be exported.
+        """
+        super().__init__()
+        self.name, self.backend, self.dtype = eager.name, backend, dtype
+        self.computed = dtype
+        """What the engine really computes in, once a graph is made."""
+        self._images, self._expected, self._eps = images.float(), trace.logits.detach().clone(), trace.eps
+        features, logits = tuple(trace.features.shape[1:]), tuple(trace.logits.shape[1:])
+        maps = [] if linear is None else [(*logits, *features[1:])]
+        self._shapes = [features, logits, *maps, *([logits] if maps else [])]
+        self._threads = torch.get_num_threads()
+        self._lock = RLock()
+        self._runs: dict[str, Run] = {}
+        self._program = self._exported(eager, linear)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits alone: (b k)."""
+        (logits,) = self._run("logits")(images.float())
+        return logits
+
+    def look(self, images: Tensor) -> list[Tensor]:
+        """Features, logits and, where the linear law holds, class maps."""
+        return self._run("look")(images.float())
+
+    def _run(self, kind: str) -> Run:
+        if kind not in self._runs:
+            with self._lock, _plain_mode():
+                if kind not in self._runs:
+                    self._runs[kind] = self._made(kind)
+        return self._runs[kind]
+
+    def _exported(self, eager: Classifier, linear: Linear | None) -> Any:
+        """The snapshot: an ONNX model in memory, or torch's own exported program."""
+        dtype = self.dtype if self.backend == "inductor" else torch.float32
+        with self._named_failure(), _plain_mode(), _quiet():
+            with undisturbed(eager.network):
+                network = copy.deepcopy(eager.network)
+            look = _Look(eager, network.requires_grad_(False), linear, self._images, dtype).to(dtype)
+            size = sum(tensor.nbytes for tensor in (*look.parameters(), *look.buffers()))
+            if self.backend != "inductor" and size > _ONNX_LIMIT:
+                raise UnsupportedError(
+                    f"{self.name} is {size / 2**30:.1f} GB in float32, and an ONNX model ends at 2 GB; "
+                    "compile it with inductor"
+                )
+            batch = ({0: torch.export.Dim("b")},)
+            program = torch.export.export(look, (self._images,), dynamic_shapes=batch, strict=False)
+            if self.backend == "inductor":
+                return program
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+            assert exported is not None
+            return exported.model
+
+    def _made(self, kind: str) -> Run:
+        last = len(self._shapes) - 1
+        wanted = [last] if kind == "logits" else list(range(max(last, 2)))
+        shapes = [self._shapes[i] for i in wanted]
+        with self._named_failure(), _quiet():
+            if self.backend == "inductor":
+                run = _inductor(self._program, wanted)
+            else:
+                model = _cut(self._program, wanted)
+                if self.backend == "onnxruntime":
+                    run = _onnxruntime(model, shapes, self._threads)
+                else:
+                    run, self.computed = _openvino(model, shapes, self._threads, self.dtype)
+            logits = run(self._images)[0 if kind == "logits" else 1]
+        self._compare(logits)
+        if {*self._runs, kind} == {"look", "logits"}:
+            self._program = None
+        return run
+
+    def _compare(self, logits: Logits) -> None:
+        """Exporters err; what they made is believed once it has said what the network says."""
+        error = float((logits - self._expected).abs().amax())
+        scale = float(self._expected.abs().amax().clamp(min=1))
+        eps = max(self._eps, torch.finfo(self.computed).eps)
+        if not error <= scale * max(1e-3, 32 * eps):
+            hint = "" if self.computed == torch.float32 else "; use dtype=torch.float32"
+            raise UnsupportedError(
+                f"{self.name} compiled for {self.backend} in {_dtype_name(self.computed)} gives other logits: they "
+                f"differ by {error:.3g} where they are up to {scale:.3g}{hint}"
+            )
+
+    @contextmanager
+    def _named_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except WhatWhereError:
+            raise
+        except Exception as error:  # exporters and engines raise whatever comes to hand
+            lines = str(error).strip().splitlines() or [""]
+            raise UnsupportedError(
+                f"{self.name} cannot be compiled for {self.backend}: {type(error).__name__}: {lines[0]}"
+            ) from error
+
+
+class _Look(nn.Module):
+    """What is exported: images -> features, logits from the class maps, class maps, logits; or features, logits."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, net: Classifier, network: nn.Module, linear: Linear | None, images: Images, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.network, self.dtype, self.has_maps = network, dtype, linear is not None
+        if isinstance(net, HookedClassifier):
+            self.layer: str | None = net.layer
+        elif isinstance(net, SplitClassifier):
+            self.layer = None
+        else:
+            raise UnsupportedError(f"{net.name}: a {type(net).__name__} cannot be compiled")
+        self.size = (images.shape[-2], images.shape[-1])
+        self.widths = normalized_widths(network)
+        self.is_identity = False
+        if linear is not None:
+            self.register_buffer("weight", linear.weight[:, :, None, None].clone())
+            self.register_buffer("bias", linear.bias.clone())
+            k, c = linear.weight.shape
+            self.is_identity = k == c and torch.equal(linear.weight, torch.eye(k).to(linear.weight))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features, logits = self._both(images.to(self.dtype))
+        if not self.has_maps:
+            return features.float(), logits.float()
+        maps = features.clone() if self.is_identity else nn.functional.conv2d(features, self.weight)
+        pooled = maps.mean((2, 3)) + self.bias
+        return features.float(), pooled.float(), maps.float(), logits.float()
+
+    def _both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if self.layer is None:
+            features: Tensor = self.network.forward_features(images)  # type: ignore[operator]
+            noted = features.clone()  # the head may begin with an operation in place
+            return noted, self.network.forward_head(features)  # type: ignore[operator]
+        grids: list[Tensor] = []
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            found = output if isinstance(output, Tensor) else output[0]
+            grids.append(as_grid(found, self.size, self.widths)[0].clone())
+
+        with self.network.get_submodule(self.layer).register_forward_hook(note):
+            logits = logits_of(self.network(images))
+        return grids[0], logits
+
+
+def _check_choice(eager: Classifier, backend: Backend, dtype: torch.dtype) -> None:
+    if backend not in get_args(Backend):
+        raise InputError(f"backend is one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if dtype not in DTYPES[backend]:
+        others = [name for name, dtypes in DTYPES.items() if dtype in dtypes]
+        hint = f"use {' or '.join(others)} for that" if others else "no backend computes in that"
+        known = ", ".join(map(_dtype_name, DTYPES[backend]))
+        raise UnsupportedError(f"{backend} computes in {known}, got {_dtype_name(dtype)}; {hint}")
+    missing = [name for name in _PACKAGES.get(backend, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"{backend} needs {', '.join(missing)}; run: pip install 'whatwhere[export]'")
+    if backend != "inductor" and eager.device.type != "cpu":
+        raise UnsupportedError(
+            f"{backend} runs on the CPU here, and {eager.name} is on {eager.device}; move the network to the CPU or "
+            "use inductor"
+        )
+
+
+def _sample(eager: Classifier) -> Images:
+    """Two images of noise, of everyday and of large contrast."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, len(eager.preprocess.mean), *eager.preprocess.size, generator=generator)
+    return (noise * torch.tensor([1.0, 3.0])[:, None, None, None]).to(eager.device)
+
+
+def _cut(model: Any, wanted: Sequence[int]) -> bytes:
+    """An ONNX model with these outputs alone and what they need, as bytes."""
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    part = model.clone()
+    part.graph.outputs[:] = [part.graph.outputs[i] for i in wanted]
+    RemoveUnusedNodesPass()(part)
+    model_bytes: bytes = onnx_ir.to_proto(part).SerializeToString()
+    return model_bytes
+
+
+def _onnxruntime(model: bytes, shapes: Sequence[tuple[int, ...]], threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # its threads must not go on spinning while torch works on what they gave
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (given,), names = session.get_inputs(), [output.name for output in session.get_outputs()]
+
+    def run(images: Tensor) -> list[Tensor]:
+        images, outputs = images.detach().contiguous(), _room(images, shapes)
+        binding = session.io_binding()
+        binding.bind_input(given.name, "cpu", 0, np.float32, tuple(images.shape), images.data_ptr())
+        for name, output in zip(names, outputs, strict=True):
+            binding.bind_output(name, "cpu", 0, np.float32, tuple(output.shape), output.data_ptr())
+        session.run_with_iobinding(binding)
+        return outputs
+
+    return run
+
+
+def _openvino(
+    model: bytes, shapes: Sequence[tuple[int, ...]], threads: int, dtype: torch.dtype
+) -> tuple[Run, torch.dtype]:
+    """The graph, and what it computes in on this processor."""
+    openvino = _import_openvino()
+    core, lock = openvino.Core(), RLock()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype],
+    }
+    graph = core.compile_model(core.read_model(model, b""), "CPU", settings)
+    computed = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[
+        graph.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    ]
+    request = graph.create_infer_request()
+
+    def run(images: Tensor) -> list[Tensor]:
+        images, outputs = images.detach().contiguous(), _room(images, shapes)
+        with lock:  # a request is one call's at a time
+            request.set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
+            for i, output in enumerate(outputs):
+                request.set_output_tensor(i, openvino.Tensor(output.numpy(), shared_memory=True))
+            request.infer()
+        return outputs
+
+    return run, computed
+
+
+def _import_openvino() -> Any:
+    """OpenVINO without its telemetry, which would write to the home folder and call out when imported."""
+    hidden = "openvino_telemetry"
+    if hidden in sys.modules or "openvino" in sys.modules:
+        import openvino
+
+        return openvino
+    sys.modules[hidden] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        del sys.modules[hidden]
+    return openvino
+
+
+def _inductor(program: Any, wanted: Sequence[int]) -> Run:
+    module = program.module()
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    output.args = (tuple(output.args[0][i] for i in wanted),)
+    module.graph._codegen.pytree_info = module.graph._codegen.pytree_info._replace(out_spec=None)
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)  # checks that keep alive what nothing else needs
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    graph: Callable[[Tensor], tuple[Tensor, ...]] = torch.compile(module, options={"freezing": True})
+    known: set[int] = set()
+
+    def run(images: Tensor) -> list[Tensor]:
+        with _plain_mode():
+            images = images.detach().view_as(images)  # to be marked, without a mark on the caller's
+            if len(images) > 1:
+                torch._dynamo.mark_dynamic(images, 0)
+            if len(images) in known:
+                return list(graph(images))
+            with _quiet():  # it may compile
+                outputs = list(graph(images))
+            known.add(len(images))
+            return outputs
+
+    return run
+
+
+def _room(images: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    with torch.inference_mode(False):
+        return [torch.empty(len(images), *shape) for shape in shapes]
+
+
+@contextmanager
+def _plain_mode() -> Iterator[None]:
+    """No gradients, no inference mode, no autocast, whatever the caller is in."""
+    with torch.inference_mode(False), torch.no_grad(), full_precision(torch.empty(0)):
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn, log and print about themselves; what fails raises."""
+    below = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(below)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
