@@ -23,7 +23,7 @@ from torch import Tensor
 
 from whatwhere.errors import DataError, InputError
 from whatwhere.geometry import Frame
-from whatwhere.types import Pixels, Size
+from whatwhere.types import Extent, Pixels, Size
 
 MAX_PIXELS = 178_956_970
 """Images of more pixels are refused unless asked for: Pillow's own bound on decompression bombs."""
@@ -200,9 +200,12 @@ def _from_array(array: np.ndarray, name: str) -> Pixels:
 class Preprocess:
     """How a photo becomes the network's input; it travels with the weights.
 
+    Of a network that takes no photos, but images of other channels or volumes, it says what the input looks like:
+    ``net.trace`` takes such tensors, preprocessed already.
+
     Attributes:
-        size: (h, w) of the network's input.
-        mean: subtracted per channel, on a scale where white is 1.
+        size: (h, w) of the network's input, or (z, h, w) of volumes.
+        mean: subtracted per channel, on a scale where white is 1; as many as the network takes channels.
         std: divided by per channel, on the same scale.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased as Pillow does.
         fit: "whole" squashes the whole image, "letterbox" pads it, "crop" cuts the centre out. What a
@@ -210,7 +213,7 @@ class Preprocess:
         crop_fraction: share of the shorter side that a crop keeps.
     """
 
-    size: Size = (224, 224)
+    size: Extent = (224, 224)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
@@ -224,25 +227,37 @@ class Preprocess:
             known = ", ".join(Image.Resampling.__members__).lower()
             raise InputError(f"interpolation is one of {known}, got {self.interpolation!r}")
         sides = self.size if isinstance(self.size, tuple | list) else ()
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise InputError(f"size is (height, width) in pixels, got {self.size!r}")
+        if len(sides) not in {2, 3} or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise InputError(f"size is (height, width) in pixels, or (depth, height, width), got {self.size!r}")
         if not 0 < self.crop_fraction <= 1:
             raise InputError(f"crop_fraction is in (0, 1], got {self.crop_fraction}")
         if not all(map(math.isfinite, (*self.mean, *self.std))):
             raise InputError(f"mean and std are finite, got {self.mean} and {self.std}")
-        if len(self.mean) != len(self.std) or len(self.mean) not in {1, 3} or 0 in self.std:
-            raise InputError(
-                f"mean and std have one number a channel (1 or 3), std not 0; got {self.mean} and {self.std}"
-            )
+        if len(self.mean) != len(self.std) or not self.mean or 0 in self.std:
+            raise InputError(f"mean and std have one number a channel, std not 0; got {self.mean} and {self.std}")
 
     def frame(self, original: Size) -> Frame:
-        """How an original of (H, W) pixels lies in the input."""
+        """How an original of (H, W) pixels lies in the input.
+
+        Raises:
+            InputError: the network takes no photos.
+        """
+        if len(self.mean) not in {1, 3} or len(self.size) != 2:
+            raise InputError(
+                f"photos have 1 or 3 channels and two sides, and this network takes {len(self.mean)} channels of "
+                f"{' x '.join(map(str, self.size))}; give a tensor of that to net.trace"
+            )
+        size = self.size[0], self.size[1]
         if self.fit == "crop":
-            return Frame.crop(original, self.size, self.crop_fraction)
-        return Frame.letterbox(original, self.size) if self.fit == "letterbox" else Frame.whole(original, self.size)
+            return Frame.crop(original, size, self.crop_fraction)
+        return Frame.letterbox(original, size) if self.fit == "letterbox" else Frame.whole(original, size)
 
     def __call__(self, photo: Photo) -> tuple[Float[Tensor, "d h w"], Frame]:
-        """The network's input, float32, and the frame that leads back; padding holds the mean."""
+        """The network's input, float32, and the frame that leads back; padding holds the mean.
+
+        Raises:
+            InputError: the network takes no photos.
+        """
         frame = self.frame(photo.size)
         placed, seen = frame.placed, frame.seen
         image = Image.fromarray(photo.pixels)

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 import torch
-from scenes import deep_head_net, gap_net, plain
+from scenes import MANY_FORWARDS, deep_head_net, gap_net, plain
 from torch import Tensor, nn
 
 import whatwhere
@@ -151,20 +151,31 @@ def test_logits_of_the_graph_are_the_mean_of_its_maps():
     assert compiled.linear_law(noise(2)) < 1e-5
 
 
-@pytest.mark.parametrize("method", ["cam", "eigencam", "kpcacam", "fem"])
+WITHOUT_GRADIENTS = {"cam", "eigencam", "kpcacam", "fem", *MANY_FORWARDS}
+
+
+@pytest.mark.parametrize("method", sorted(WITHOUT_GRADIENTS))
 def test_methods_without_gradients_are_the_same(method):
     eager, compiled = ready()
     images, score = noise(3), of_class(torch.tensor([3, 0, 2]))
-    got = METHODS[method](compiled.trace(images), score)
-    torch.testing.assert_close(got, METHODS[method](eager.trace(images), score), atol=1e-5, rtol=1e-4)
+    options = {"samples": 40} if method == "rise" else {}
+    got = METHODS[method](compiled.trace(images), score, **options)
+    expected = METHODS[method](eager.trace(images), score, **options)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["gradcam", "layercam", "shapleycam"])
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - WITHOUT_GRADIENTS))
 def test_methods_with_gradients_say_what_to_use(method):
     trace = ready()[1].trace(noise(1))
     assert not trace.features.requires_grad
-    with pytest.raises(UnsupportedError, match=r"needs gradients.*use cam, eigencam.*\.eager"):
+    with pytest.raises(UnsupportedError, match=r"compiled Sequential.*use cam, eigencam.*\.eager"):
         METHODS[method](trace, top_class)
+
+
+def test_ablation_through_the_tail_is_the_eager_networks():
+    eager = small(deep_head_net())
+    got = METHODS["ablationcam"](eager.compiled().trace(noise(2)), of_class(1))
+    torch.testing.assert_close(got, METHODS["ablationcam"](eager.trace(noise(2)), of_class(1)), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ENGINES)

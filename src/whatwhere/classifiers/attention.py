@@ -54,7 +54,7 @@ def attended(net: Classifier, images: Images, see: Callable[[Attention], None]) 
     Raises:
         UnsupportedError: the network has no self-attention, or not over all tokens of the image in every layer.
     """
-    network, b = net.network, len(images)
+    network, b = net.inner, len(images)
     found: list[list[tuple[nn.Module, bool]]] = []  # for each attention, the modules around it alone, outermost last
     tokens: list[int] = []
     running: list[tuple[int, bool]] = []

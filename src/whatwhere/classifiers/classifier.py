@@ -149,6 +149,15 @@ class Classifier(ABC):
         """Where the network's parameters are."""
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
+    @property
+    def inner(self) -> nn.Module:
+        """The network, for methods that look at more of it than the split gives.
+
+        Raises:
+            UnsupportedError: there is nothing to look at, in a compiled one; says what to use.
+        """
+        return self.network
+
     @abstractmethod
     def at(self, layer: str) -> "Classifier":
         """The same classifier split after another layer, named as in ``network.named_modules()``.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class CompiledTrace(Trace):
         Raises:
             UnsupportedError: always; says what to use.
         """
-        self._refuse()
+        raise _gradientless(self.net)
 
     def gradient_and_curvature(self, score: Score) -> tuple[Features, Features]:
         """None here.
@@ -77,13 +77,7 @@ class CompiledTrace(Trace):
         Raises:
             UnsupportedError: always; says what to use.
         """
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise UnsupportedError(
-            f"this method needs gradients in the features, and the compiled {self.net.name} has none; use cam, "
-            "eigencam or scorecam, or trace with `.eager`, the classifier it was compiled from"
-        )
+        raise _gradientless(self.net)
 
 
 class CompiledClassifier(Classifier):
@@ -123,6 +117,15 @@ class CompiledClassifier(Classifier):
     def device(self) -> torch.device:
         """Where the graph takes its images."""
         return self._device
+
+    @property
+    def inner(self) -> nn.Module:
+        """None here.
+
+        Raises:
+            UnsupportedError: always; says what to use.
+        """
+        raise _gradientless(self)
 
     def at(self, layer: str) -> "CompiledClassifier":
         """The classifier it was compiled from, split after another layer and compiled again in the same way.
@@ -370,6 +373,13 @@ class _Look(nn.Module):
         with self.network.get_submodule(self.layer).register_forward_hook(note):
             logits = logits_of(self.network(images))
         return grids[0], logits
+
+
+def _gradientless(net: Classifier) -> UnsupportedError:
+    return UnsupportedError(
+        f"this method needs gradients in the network, or what passes inside it, and the compiled {net.name} has "
+        "neither; use cam, eigencam or scorecam, or trace with `.eager`, the classifier it was compiled from"
+    )
 
 
 def _check_choice(eager: Classifier, backend: Backend, dtype: torch.dtype) -> None:

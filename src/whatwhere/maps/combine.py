@@ -139,7 +139,7 @@ def refine(layers: Sequence[str], method: "Method" = gradcampp) -> "Method":
     return _named(fuse(method, layers=layers, by="product"), "refine", method)
 
 
-def eigen_smooth(method: Weighted[...]) -> "Method":
+def eigen_smooth(method: "Method") -> "Method":
     """The first principal component of a method's weighted features, instead of their sum (as pytorch-grad-cam's).
 
     Not centred, and with the sign on which it and the sum agree most.

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -99,7 +99,7 @@ def full_gradient(net: Classifier, images: Images, direction: Logits, take: Take
     Raises:
         UnsupportedError: no gradient arrives at the images.
     """
-    network: nn.Module = net.network
+    network = net.inner
     with undisturbed(network), torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().requires_grad_()
         # A copy, because the first layer may work in place. Channels last is what convolutions on a CPU work in:

@@ -58,12 +58,12 @@ def legrad(trace: Trace, score: Score) -> Maps:
         return with_tensor(output, torch.cat(pooled).repeat(1, tokens.shape[1], 1))
 
     with ExitStack() as stack:
-        for context in (undisturbed(net.network), torch.inference_mode(False), torch.enable_grad()):
+        for context in (undisturbed(net.inner), torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(context)
         for block in set(blocks):
             stack.enter_context(block.register_forward_hook(end))
         stack.enter_context(handed_out(net, b, begin))
-        logits = widened(logits_of(net.network(images)))
+        logits = widened(logits_of(net.inner(images)))
 
     if logits.shape != (b * depth, trace.logits.shape[1]) or not logits.requires_grad:
         raise UnsupportedError(

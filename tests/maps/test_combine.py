@@ -1,0 +1,138 @@
+"""Methods of methods: what they do to the maps of others."""
+
+import pytest
+import torch
+from scenes import gap_net, plain, red_net
+from torch import nn
+
+import whatwhere
+from whatwhere.errors import InputError, UnsupportedError
+from whatwhere.maps import METHODS
+from whatwhere.maps.cam import cam
+from whatwhere.maps.combine import augment, eigen_smooth, fuse, refine, smooth, with_noise
+from whatwhere.maps.eigencam import eigencam, eigengradcam
+from whatwhere.maps.gradcam import gradcam
+from whatwhere.maps.gradcampp import gradcampp
+from whatwhere.maps.hirescam import hirescam
+from whatwhere.maps.shape import positive, unit, upsample
+from whatwhere.scores import of_class
+
+SIZE = (24, 40)
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture
+def trace():
+    return whatwhere.load(gap_net(), preprocess=plain(SIZE)).trace(images(2))
+
+
+def test_smooth_is_the_mean_over_noisy_copies(trace):
+    found = smooth(gradcam, samples=3, noise=0.2, seed=6)(trace, of_class(1))
+    copies = list(with_noise(trace.images, 3, 0.2, 6))
+    expected = torch.stack([gradcam(trace.net.trace(copy), of_class(1)) for copy in copies]).mean(0)
+    torch.testing.assert_close(found, expected)
+    assert smooth(gradcam, samples=2, noise=0.0)(trace, of_class(1)).equal(gradcam(trace, of_class(1)))
+    spread = torch.stack([copy - trace.images for copy in copies]).std()
+    assert 0.17 < spread < 0.21  # a fifth of values in [0, 1]
+
+
+def test_augment_turns_with_the_image(trace):
+    mirrored = trace.net.trace(trace.images.flip(-1))
+    method = augment(gradcam)
+    there, back = method(trace, of_class(2)), method(mirrored, of_class(2)).flip(-1)
+    torch.testing.assert_close(there, back)
+    expected = (gradcam(trace, of_class(2)) + gradcam(mirrored, of_class(2)).flip(-1)) / 2
+    torch.testing.assert_close(there, expected)
+
+
+def test_augment_brings_scales_back_to_where_they_belong():
+    net = whatwhere.load(red_net(), preprocess=plain((40, 60)))
+    picture = torch.zeros(1, 3, 40, 60)
+    picture[:, 0, 6:14, 20:44] = 1
+    trace = net.trace(picture)
+    found = augment(cam, flip=False, scales=(1.0, 2.0))(trace, of_class(1))
+    assert found.shape == (1, 40, 60)
+    # at twice the size each pixel is spread over the next one by bilinear resizing there and back
+    torch.testing.assert_close(found[0, 8:12, 22:42], torch.full((4, 20), 3.0))
+    assert found[0, :4].abs().max() == 0
+    assert found[0, 16:].abs().max() == 0
+
+
+def test_augment_says_what_a_network_does_not_take():
+    fixed = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 24 * 40, 5)).eval()
+    trace = whatwhere.load(fixed, preprocess=plain(SIZE)).trace(images(1))
+    assert augment(gradcam)(trace, of_class(0)).shape == (1, *SIZE)
+    with pytest.raises(UnsupportedError, match=r"leave scales at"):
+        augment(gradcam, scales=(0.5,))(trace, of_class(0))
+
+
+@pytest.mark.parametrize(
+    ("by", "merge"),
+    [("mean", lambda m: m.mean(0)), ("product", lambda m: m.prod(0)), ("max", lambda m: m.amax(0))],
+)
+def test_fuse_merges_pixel_by_pixel(trace, by, merge):
+    found = fuse(gradcam, eigencam, layers=["2", "4"], by=by)(trace, of_class(3))
+    each = [
+        upsample(unit(positive(method(trace.net.at(layer).trace(trace.images), of_class(3)))), SIZE)
+        for layer in ("2", "4")
+        for method in (gradcam, eigencam)
+    ]
+    torch.testing.assert_close(found, merge(torch.stack(each)))
+
+
+def test_fuse_without_layers_reads_the_trace(trace):
+    found = fuse(gradcam)(trace, of_class(3))
+    torch.testing.assert_close(found, upsample(unit(positive(gradcam(trace, of_class(3)))), SIZE))
+
+
+def test_refine_is_the_product_over_layers(trace):
+    found = refine(["2", "4"])(trace, of_class(3))
+    torch.testing.assert_close(found, fuse(gradcampp, layers=["2", "4"], by="product")(trace, of_class(3)))
+    assert refine(["2", "4"]).__name__ == "refine(gradcampp)"
+
+
+def test_eigen_smooth_of_hirescam_is_eigengradcam(trace):
+    torch.testing.assert_close(eigen_smooth(hirescam)(trace, of_class(1)), eigengradcam(trace, of_class(1)))
+
+
+def test_eigen_smooth_of_one_channel_is_its_map():
+    net = whatwhere.load(red_net(), preprocess=plain((40, 60)))
+    picture = torch.rand(1, 3, 40, 60) * torch.tensor([1.0, 0.2, 0.2])[:, None, None]
+    trace = net.trace(picture)
+    torch.testing.assert_close(eigen_smooth(gradcam)(trace, of_class(1)), gradcam(trace, of_class(1)))
+
+
+@pytest.mark.parametrize("name", ["gradcam", "layercam", "scorecam", "ablationcam", "cam"])
+def test_whatever_weighs_features_can_be_smoothed(trace, name):
+    assert eigen_smooth(METHODS[name])(trace, of_class(1)).shape == (2, 6, 10)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: smooth(gradcam, samples=0),
+        lambda: smooth(gradcam, noise=-0.1),
+        lambda: augment(gradcam, scales=()),
+        lambda: augment(gradcam, scales=(1.0, -1.0)),
+        fuse,
+        lambda: refine([]),
+    ],
+)
+def test_what_they_take_is_said(call):
+    with pytest.raises(InputError, match="got"):
+        call()
+
+
+def test_what_weighs_no_features_cannot_be_smoothed():
+    with pytest.raises(UnsupportedError, match="eigencam weighs no features"):
+        eigen_smooth(eigencam)
+
+
+def test_they_go_where_a_method_goes(photos):
+    net = whatwhere.load(gap_net(), preprocess=plain(SIZE))
+    (seen,) = whatwhere.explain(net, photos[0], target=1, method=refine(["2", "4"]))
+    assert seen.method == "refine(gradcampp)"
+    assert seen.heat.max() <= 1
