@@ -1,5 +1,6 @@
 """Cluster-CAM: Score-CAM over groups of channels that look alike."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from whatwhere.classifiers.classifier import Trace, full_precision
 from whatwhere.errors import InputError
 from whatwhere.maps.seen import Batch, scores_of
 from whatwhere.maps.shape import unit, upsample
-from whatwhere.types import Images, Maps, Score
+from whatwhere.types import Features, Images, Maps, Score
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,15 +22,15 @@ class Clusters:
 
     Attributes:
         group: (c) the group of each channel, -1 for one that is constant.
-        maps: (n y x) what each group looks at, in [0, 1].
+        maps: (n *yx) what each group looks at, in [0, 1].
         confidences: (n) the score, taken of the probabilities, of the image seen through each.
-        map: (y x) the groups merged: raw, signed.
+        map: (*yx) the groups merged: raw, signed.
     """
 
     group: Int[Tensor, "c"]
-    maps: Float[Tensor, "n y x"]
+    maps: Float[Tensor, "n *yx"]
     confidences: Float[Tensor, "n"]
-    map: Float[Tensor, "y x"]
+    map: Float[Tensor, "*yx"]
 
 
 def clustercam(
@@ -93,7 +94,7 @@ def clusters(
             sums = (member @ flat[live]).reshape(means.shape)
         seen = partial(_seen, trace.images[i], means)
         confidences = scores_of(trace, score, i, seen, n, read="probability", batch=batch).to(values)
-        merged = (confidences[:, None, None] * sums).sum(0)
+        merged = torch.einsum("n,n...->...", confidences, sums)
         order = confidences.argsort(descending=True)
         rank = torch.full((len(flat),), -1, device=flat.device)
         rank[live] = order.argsort()[group]
@@ -142,15 +143,15 @@ def kmeans(points: Float[Tensor, "n d"], k: int, seed: int, steps: int = 50) -> 
     return group
 
 
-def _channels(trace: Trace, layers: Sequence[str]) -> Float[Tensor, "b c y x"]:
+def _channels(trace: Trace, layers: Sequence[str]) -> Features:
     if not layers:
         return trace.features.detach()
     features = [one.features.detach() for one in trace.net.traces(trace.images, layers)]
-    y, x = max(((one.shape[2], one.shape[3]) for one in features), key=lambda grid: grid[0] * grid[1])
-    brought = [upsample(one.flatten(0, 1), (y, x)).reshape(*one.shape[:2], y, x) for one in features]
+    finest = max((tuple(one.shape[2:]) for one in features), key=math.prod)
+    brought = [upsample(one.flatten(0, 1), finest).reshape(*one.shape[:2], *finest) for one in features]
     return torch.cat(brought, 1)
 
 
-def _seen(image: Float[Tensor, "d h w"], maps: Float[Tensor, "n y x"], part: range) -> Images:
-    masks = unit(upsample(maps[part.start : part.stop], (image.shape[1], image.shape[2])))
+def _seen(image: Float[Tensor, "d *hw"], maps: Float[Tensor, "n *yx"], part: range) -> Images:
+    masks = unit(upsample(maps[part.start : part.stop], tuple(image.shape[1:])))
     return image * masks[:, None]
