@@ -76,7 +76,7 @@ def test_augment_says_what_a_network_does_not_take():
 def test_fuse_merges_pixel_by_pixel(trace, by, merge):
     found = fuse(gradcam, eigencam, layers=["2", "4"], by=by)(trace, of_class(3))
     each = [
-        upsample(unit(positive(method(trace.net.at(layer).trace(trace.images), of_class(3)))), SIZE)
+        unit(upsample(positive(method(trace.net.at(layer).trace(trace.images), of_class(3))), SIZE))
         for layer in ("2", "4")
         for method in (gradcam, eigencam)
     ]
@@ -85,13 +85,25 @@ def test_fuse_merges_pixel_by_pixel(trace, by, merge):
 
 def test_fuse_without_layers_reads_the_trace(trace):
     found = fuse(gradcam)(trace, of_class(3))
-    torch.testing.assert_close(found, upsample(unit(positive(gradcam(trace, of_class(3)))), SIZE))
+    torch.testing.assert_close(found, unit(upsample(positive(gradcam(trace, of_class(3))), SIZE)))
 
 
 def test_refine_is_the_product_over_layers(trace):
     found = refine(["2", "4"])(trace, of_class(3))
     torch.testing.assert_close(found, fuse(gradcampp, layers=["2", "4"], by="product")(trace, of_class(3)))
     assert refine(["2", "4"]).__name__ == "refine(gradcampp)"
+
+
+def test_pytorch_grad_cams_refine(trace):
+    peer = pytest.importorskip("pytorch_grad_cam")
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    network = gap_net()
+    network[2].inplace = network[4].inplace = False  # its hooks read what a layer gave after the next one
+    # its Grad-CAM++ adds 1e-6 to a denominator, which is no small thing here
+    cam = peer.RefineCAM(network, [network[2], network[4]], base_method=peer.HiResCAM)
+    expected = cam(trace.images, [targets.ClassifierOutputTarget(3)] * 2)
+    found = unit(refine(["2", "4"], hirescam)(trace, of_class(3)))
+    torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-4, rtol=1e-3)
 
 
 def test_eigen_smooth_of_hirescam_is_eigengradcam(trace):

@@ -121,20 +121,6 @@ def test_ablation_of_a_score_of_zero_is_not_divided(summing):
     torch.testing.assert_close(found, torch.tensor([[[4.0 * 4, 2.0 * -4]]]))
 
 
-@pytest.mark.parametrize("network", [gap_net, deep_head_net])
-def test_pytorch_grad_cams_ablation(network):
-    peer = pytest.importorskip("pytorch_grad_cam")
-    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
-    net = whatwhere.load(network(), preprocess=plain(SIZE))
-    found = ablationcam(net.trace(images(2)), of_class(1))
-    peers = network()
-    with peer.AblationCAM(peers, [peers[4]]) as cam:
-        expected = cam(images(2), [targets.ClassifierOutputTarget(1)] * 2)
-    wide = interpolate(found.clamp(min=0)[:, None], SIZE, mode="bilinear")[:, 0]
-    low, high = wide.amin((1, 2), keepdim=True), wide.amax((1, 2), keepdim=True)
-    torch.testing.assert_close((wide - low) / (high - low), torch.from_numpy(expected), atol=1e-4, rtol=1e-4)
-
-
 def test_occlusion_by_hand():
     net = tailed(lambda x: x.sum((2, 3)), 1, (1, 4))
     trace = net.trace(torch.tensor([[[[1.0, 2, 4, 8]]]]))

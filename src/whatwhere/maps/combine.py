@@ -94,7 +94,7 @@ def _look(trace: Trace, images: Images) -> Trace:
 def fuse(*methods: "Method", layers: Sequence[str] = (), by: Merge = "mean") -> "Method":
     """Several methods, at several layers, merged into one map.
 
-    Each map goes through ``positive``, ``unit`` and ``upsample`` to the network's input, where they are merged pixel
+    Each map goes through ``positive``, ``upsample`` to the network's input, and ``unit``; there they are merged pixel
     by pixel.
 
     Args:
@@ -113,7 +113,7 @@ def fuse(*methods: "Method", layers: Sequence[str] = (), by: Merge = "mean") -> 
     def fused(trace: Trace, score: Score) -> Maps:
         size = tuple(trace.images.shape[2:])
         traces = trace.net.traces(trace.images, layers) if layers else [trace]
-        found = [upsample(unit(positive(method(one, score))), size) for one in traces for method in methods]
+        found = [unit(upsample(positive(method(one, score)), size)) for one in traces for method in methods]
         maps = torch.stack(found)
         merged: Tensor = maps.mean(0) if by == "mean" else maps.prod(0) if by == "product" else maps.amax(0)
         return merged
@@ -125,7 +125,7 @@ def refine(layers: Sequence[str], method: "Method" = gradcampp) -> "Method":
     """RefineCAM: the product of a method's maps at several layers, from coarse to fine (Domeniconi et al. 2026).
 
     Domeniconi, Stramiglio, Lombardi, Salti: How to Evaluate and Refine your CAM. Deep layers say what belongs to the
-    class, shallow ones where its edges are. All layers are looked at in one run.
+    class, shallow ones where its edges are. All layers are looked at in one run. Equal to pytorch-grad-cam's.
 
     Args:
         layers: as in ``network.named_modules()``, of the network's stages say.

@@ -1,0 +1,318 @@
+"""What every map method costs, beside its peers: time as a ratio to a plain forward of the same batch, and memory.
+
+    pip install '.[bench]'
+    python benchmarks/methods.py looks many memory [--to benchmarks/methods.csv]
+
+``looks`` are the methods of one look or a few, at batch 1 and 16; ``many`` those of many forwards, an image at a
+time, since each costs as much; ``memory`` is the peak over what holds the network and its input. All are taken in
+turn in one process, round by round, on one random input, for the network's top class, with the upsampling to the
+input's size (but for CAM of all classes, which stays on the grid). Rows are added to the file as they come; the table
+is made of the file: medians, and quartiles or, of fewer than 4 rounds, the least and the most.
+
+The peers get what they need: the same module, layer and class. Theirs of many forwards run as many of them as ours.
+"""
+
+import argparse
+import csv
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import captum.attr
+import pytorch_grad_cam
+import torch
+import torchcam.methods
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from timing import machine
+
+import whatwhere
+from whatwhere.apps.memory import keep_freed_memory
+from whatwhere.maps import METHODS
+from whatwhere.maps.shape import positive, unit, upsample
+from whatwhere.scores import top_class
+
+FIELDS = ["part", "network", "batch", "method", "library", "value", "forward"]
+NETWORKS = {
+    "efficientnet-lite0": "bn2",
+    "torchvision/resnet50": "layer4",
+    "torchvision/vgg16_bn": "features.43",
+}
+"""Each with the layer after which it is split, which the peers are told."""
+ROUNDS = {1: (40, 20, 12), 16: (8, 5, 3)}
+"""Of the looks, at each batch, on each network."""
+
+Run = Callable[[], object]
+
+OF_GRAD_CAM = {
+    "gradcam": "GradCAM",
+    "gradcampp": "GradCAMPlusPlus",
+    "xgradcam": "XGradCAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "gradcam_elementwise": "GradCAMElementWise",
+    "shapleycam": "ShapleyCAM",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+    "kpcacam": "KPCA_CAM",
+    "fem": "FEM",
+    "fullgrad": "FullGrad",
+    "ablationcam": "AblationCAM",
+    "scorecam": "ScoreCAM",
+}
+OF_TORCHCAM = {
+    "cam": "CAM",
+    "gradcam": "GradCAM",
+    "gradcampp": "GradCAMpp",
+    "smoothgradcampp": "SmoothGradCAMpp",
+    "xgradcam": "XGradCAM",
+    "layercam": "LayerCAM",
+    "scorecam": "ScoreCAM",
+    "sscam": "SSCAM",
+    "iscam": "ISCAM",
+}
+LOOKS = [
+    "cam",
+    "gradcam",
+    "gradcampp",
+    "smoothgradcampp",
+    "xgradcam",
+    "hirescam",
+    "layercam",
+    "gradcam_elementwise",
+    "shapleycam",
+    "eigencam",
+    "eigengradcam",
+    "kpcacam",
+    "fem",
+    "fullgrad",
+]
+MANY = {
+    "ablationcam": {},
+    "scorecam": {},
+    "sscam": {"samples": 1},
+    "iscam": {"samples": 1},
+    "rise": {"samples": 1000},
+    "occlusion": {},
+    "clustercam": {},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=["looks", "many", "memory", []])
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--rounds", type=int, help="fewer rounds, or more")
+    parser.add_argument("--to", type=Path, default=Path(__file__).with_suffix(".csv"))
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    if "memory" in options.parts:
+        memory(options.to)  # first, while malloc still gives memory back
+    keep_freed_memory()
+    for part in options.parts:
+        for at, name in enumerate(NETWORKS):
+            if part != "memory" and name in options.networks:
+                for batch in (1, 16) if part == "looks" else (1,):
+                    rounds = options.rounds or (ROUNDS[batch][at] if part == "looks" else 3)
+                    timed(part, name, batch, rounds, options.to)
+    print(table(options.to))
+
+
+def timed(part: str, name: str, batch: int, rounds: int, to: Path) -> None:
+    net = loaded(name)
+    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    runs = looks(net, images, name) if part == "looks" else many(net, images, name)
+    for _, _, run in runs if part == "looks" else []:
+        run()
+    base = partial(forward, net, images)
+    for _ in range(3):
+        base()
+    for _ in range(rounds):
+        rows, bases = [], [seconds(base) for _ in range(3)]
+        for method, library, run in runs:
+            rows.append({"method": method, "library": library, "value": seconds(run)})
+            bases.append(seconds(base))
+        middle = statistics.median(bases)
+        add(to, [row | {"part": part, "network": name, "batch": batch, "forward": middle} for row in rows])
+
+
+def seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def loaded(name: str) -> whatwhere.Classifier:
+    net = whatwhere.load(name, pretrained=name == "efficientnet-lite0")
+    net.network.requires_grad_(True)
+    return net
+
+
+def forward(net: whatwhere.Classifier, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return net.network(images)
+
+
+def ours(net: whatwhere.Classifier, images: torch.Tensor, method: Callable) -> Run:
+    size = (images.shape[2], images.shape[3])
+    return lambda: upsample(unit(positive(method(net.trace(images), top_class))), size)
+
+
+def looks(net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tuple[str, str, Run]]:
+    runs: list[tuple[str, str, Run]] = []
+    lawful = name != "torchvision/vgg16_bn"
+    if lawful:
+        runs.append(("cam of all classes", "whatwhere", lambda: net.class_maps(net.trace(images))))
+        for backend, dtype in (("onnxruntime", torch.float32), ("openvino", torch.bfloat16)):
+            fast = net.compiled(backend, dtype)
+            label = f"cam of all classes, {backend}, {str(dtype).removeprefix('torch.')}"
+            runs.append((label, "whatwhere", lambda fast=fast: fast.class_maps(fast.trace(images))))
+    for method in LOOKS:
+        if method != "cam" or lawful:
+            runs.append((method, "whatwhere", ours(net, images, METHODS[method])))
+            runs += peers(method, net, images, name)
+    return runs
+
+
+def many(net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tuple[str, str, Run]]:
+    engines = {"whatwhere": net}
+    for backend, dtype in (("onnxruntime", torch.float32), ("openvino", torch.float32), ("openvino", torch.bfloat16)):
+        engines[f"whatwhere, {backend}, {str(dtype).removeprefix('torch.')}"] = net.compiled(backend, dtype)
+    runs: list[tuple[str, str, Run]] = []
+    for method, options in MANY.items():
+        for library, engine in engines.items():
+            if method != "ablationcam" or engine is net:
+                runs.append((method, library, ours(engine, images, partial(METHODS[method], **options))))
+                runs[-1][2]()
+        runs += peers(method, net, images, name)
+    return runs
+
+
+def peers(method: str, net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tuple[str, str, Run]]:
+    found: list[tuple[str, str, Run]] = []
+    network, layer = net.network, NETWORKS[name]
+    if method in OF_GRAD_CAM:
+        kind = getattr(pytorch_grad_cam, OF_GRAD_CAM[method])
+        found.append((method, "grad-cam", lambda: grad_cam(kind, network, layer, images)))
+    if method in OF_TORCHCAM:
+        other = getattr(torchcam.methods, OF_TORCHCAM[method])
+        samples = {"num_samples": MANY[method]["samples"]} if method in {"sscam", "iscam"} else {}
+        found.append((method, "torchcam", lambda: torch_cam(partial(other, **samples), network, layer, images)))
+    if method == "occlusion":
+        found.append((method, "captum", lambda: occluded(network, images)))
+    return found
+
+
+def grad_cam(kind: Callable, network: torch.nn.Module, layer: str, images: torch.Tensor) -> object:
+    with kind(network, [network.get_submodule(layer)]) as cam:
+        if hasattr(cam, "batch_size"):
+            cam.batch_size = 32
+        if kind is pytorch_grad_cam.FullGrad:  # it takes no targets but those of each image
+            return cam(images, [ClassifierOutputTarget(int(c)) for c in network(images).argmax(1)])
+        return cam(images)
+
+
+def torch_cam(kind: Callable, network: torch.nn.Module, layer: str, images: torch.Tensor) -> object:
+    with kind(network, layer) as cam:
+        scores = network(images)
+        return cam(scores.argmax(1).tolist(), scores)
+
+
+def occluded(network: torch.nn.Module, images: torch.Tensor) -> object:
+    with torch.no_grad():
+        return captum.attr.Occlusion(network).attribute(
+            images,
+            sliding_window_shapes=(3, 32, 32),
+            strides=(3, 16, 16),
+            target=network(images).argmax(1),
+            perturbations_per_eval=16,
+        )
+
+
+def memory(to: Path) -> None:
+    """Peak resident memory over that of the network and its input: vgg16_bn, 16 images."""
+    net = loaded("torchvision/vgg16_bn")
+    images = torch.randn(16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    quick = {"scorecam", "sscam", "iscam", "rise", "occlusion", "clustercam"}  # as much for one image as for all
+    runs: list[tuple[str, str, Run]] = [("forward", "torch", lambda: forward(net, images))]
+    for method in (*LOOKS[1:], *MANY):
+        part = images[:1] if method in quick else images
+        options = {"samples": 50} if method == "rise" else MANY.get(method, {})
+        runs.append((method, "whatwhere", ours(net, part, partial(METHODS[method], **options))))
+    for method in ("gradcam", "gradcampp", "layercam"):
+        runs += peers(method, net, images, "torchvision/vgg16_bn")
+    forward(net, images)
+    base = 0.0
+    for method, library, run in runs:
+        gibibytes = peak(run)
+        base = base or gibibytes
+        row = {"part": "memory", "network": "torchvision/vgg16_bn", "batch": 16, "method": method, "library": library}
+        add(to, [row | {"value": gibibytes, "forward": base}])
+
+
+def peak(run: Run) -> float:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = high_water()
+    run()
+    return high_water() - before
+
+
+def high_water() -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
+def add(to: Path, rows: list[dict[str, object]]) -> None:
+    with to.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(row | {key: f"{row[key]:.5f}" for key in ("value", "forward")} for row in rows)
+
+
+def table(file: Path) -> str:
+    rows = list(csv.DictReader(file.open(newline="")))
+    lines = [machine()]
+    for part in dict.fromkeys(row["part"] for row in rows):
+        of_part = [row for row in rows if row["part"] == part]
+        columns = list(dict.fromkeys((row["network"], row["batch"]) for row in of_part))
+        unit_of = "GiB over the input" if part == "memory" else "ms"
+        heads = []
+        for column in columns:
+            base = statistics.median(
+                float(row["forward"]) for row in of_part if (row["network"], row["batch"]) == column
+            )
+            amount = f"{base:.2f}" if part == "memory" else f"{1000 * base:.0f}"
+            heads.append(f"{column[0].rpartition('/')[2]}, batch {column[1]} ({amount} {unit_of})")
+        lines += ["", f"| {part} | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
+        for method, library in dict.fromkeys((row["method"], row["library"]) for row in of_part):
+            cells = [
+                cell(
+                    [
+                        float(row["value"]) / float(row["forward"])
+                        for row in of_part
+                        if (row["network"], row["batch"], row["method"], row["library"]) == (*column, method, library)
+                    ]
+                )
+                for column in columns
+            ]
+            lines.append(f"| {method} | {library} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(shares: list[float]) -> str:
+    if len(shares) < 2:
+        return "".join(f"{share:.3g}" for share in shares)
+    low, middle, high = min(shares), statistics.median(shares), max(shares)
+    if len(shares) > 3:
+        low, middle, high = statistics.quantiles(shares, n=4)
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})" if middle > 10 else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+if __name__ == "__main__":
+    main()
