@@ -42,8 +42,8 @@ def test_pytorch_grad_cam(name, theirs, network):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
-# Not its Grad-CAM++, whose division by the denominator happens in a copy that is thrown away, nor its Score-CAM, whose
-# masks go from 0 to 1 before they are resized and not after.
+# Not its Grad-CAM++, whose division by the denominator happens in a copy that is thrown away, nor its Score-CAM,
+# whose masks go from 0 to 1 before they are resized and not after.
 @pytest.mark.parametrize(
     ("name", "theirs", "network"),
     [("cam", "CAM", "gap")]
