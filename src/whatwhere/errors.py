@@ -33,6 +33,11 @@ class MissingExtraError(WhatWhereError):
     """An optional package is not installed."""
 
 
+def not_one_an_image(b: int, came: tuple[int, ...]) -> InputError:
+    """What to raise where a score does not give (b,)."""
+    return InputError(f"a score gives one number for each of {b} images, got shape {came}")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The three known names nearest to ``word``, for the end of an error message."""
     by_folded = {name.casefold(): name for name in known}

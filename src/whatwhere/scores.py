@@ -1,20 +1,36 @@
 """What is explained: logits -> one number an image.
 
 A score is any differentiable function from logits (b k) to (b,). Asking for a class, a contrast of
-classes or a probability is a choice of score and not of method.
+classes or a probability is a choice of score and not of method. Those that only pick classes and combine them
+(``Picking``) can be taken of the probabilities too, which Score-CAM and its like do.
 """
 
 from collections.abc import Sequence
+from functools import update_wrapper
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from whatwhere.errors import InputError
+from whatwhere.errors import InputError, not_one_an_image
 from whatwhere.types import Logits, Score, Scores
 
 Classes = int | Int[Tensor, "n"]
 """One class for all images, or one for each."""
+
+
+class Picking:
+    """A score that picks classes and combines what it finds there: logits, or probabilities in their place."""
+
+    __name__: str
+
+    def __init__(self, score: Score) -> None:
+        self.score = score
+        update_wrapper(self, score)
+
+    def __call__(self, values: Logits) -> Scores:
+        """One number an image, of logits or of probabilities."""
+        return self.score(values)
 
 
 def of_class(index: Classes) -> Score:
@@ -23,7 +39,7 @@ def of_class(index: Classes) -> Score:
     Raises:
         InputError: when the score is taken: an index out of range, or not one for each image.
     """
-    return lambda logits: _pick(logits, index)
+    return Picking(lambda logits: _pick(logits, index))
 
 
 def of_classes(indices: Sequence[int]) -> Score:
@@ -38,9 +54,10 @@ def of_classes(indices: Sequence[int]) -> Score:
             raise InputError("wanted at least one class, got none")
         return torch.stack([_pick(logits, index) for index in indices]).mean(0)
 
-    return score
+    return Picking(score)
 
 
+@Picking
 def top_class(logits: Logits) -> Scores:
     """The highest logit of each image: what the network says first."""
     return logits.amax(1)
@@ -61,7 +78,7 @@ def contrast(index: Classes, *, others: int = 3, strength: float = 0.6) -> Score
         picked = _pick(logits, index)
         return picked - strength * _without(logits, index).topk(others, dim=1).values.mean(1)
 
-    return score
+    return Picking(score)
 
 
 def margin(index: Classes) -> Score:
@@ -84,7 +101,7 @@ def probability(index: Classes) -> Score:
 
 def against(score: Score) -> Score:
     """What speaks against a score: of a network with a single logit, for its other class."""
-    return lambda logits: -score(logits)
+    return Picking(lambda logits: -score(logits)) if isinstance(score, Picking) else lambda logits: -score(logits)
 
 
 def similarity(embedding: Float[Tensor, "k"]) -> Score:
@@ -105,11 +122,17 @@ def similarity(embedding: Float[Tensor, "k"]) -> Score:
 
 
 def each(score: Score, variants: Float[Tensor, "n b k"]) -> Float[Tensor, "n b"]:
-    """The score of every one of n batches of logits; at once where it can be vectorized (``torch.vmap``)."""
+    """The score of every one of n batches of logits; at once where it can be vectorized (``torch.vmap``).
+
+    Raises:
+        InputError: the score does not give one number for each image.
+    """
     try:
-        values: Tensor = torch.vmap(score)(variants)
+        values: Tensor = torch.vmap(score)(variants.clone())
     except RuntimeError:  # it looks at values, or writes in place
-        values = torch.stack([score(logits) for logits in variants])
+        values = torch.stack([score(logits.clone()) for logits in variants])
+    if values.shape != variants.shape[:2]:
+        raise not_one_an_image(variants.shape[1], tuple(values.shape[1:]))
     return values
 
 

@@ -172,6 +172,21 @@ def test_methods_with_gradients_say_what_to_use(method):
         METHODS[method](trace, top_class)
 
 
+def test_other_layers_are_compiled_once():
+    compiled = ready()[1]
+    one, other = compiled.traces(noise(2), ["2", "4"])
+    assert one.net is compiled.at("2")
+    assert other.features.shape[1] == 12
+    with pytest.raises(InputError, match="at least one layer"):
+        compiled.traces(noise(1), [])
+
+
+def test_ablation_through_the_tail_of_a_half_precision_network():
+    eager = small(deep_head_net().half())
+    trace = eager.compiled().trace(noise(1))
+    assert METHODS["ablationcam"](trace, of_class(1)).isfinite().all()
+
+
 def test_ablation_through_the_tail_is_the_eager_networks():
     eager = small(deep_head_net())
     got = METHODS["ablationcam"](eager.compiled().trace(noise(2)), of_class(1))

@@ -78,6 +78,14 @@ def test_a_layer_that_does_not_count():
         net.traces(images(1), ["used.4", "idle"])
 
 
+def test_the_tail_says_what_it_takes():
+    trace = whatwhere.load(gap_net(), preprocess=plain(SIZE)).trace(images(2))
+    with pytest.raises(InputError, match=r"image in 0\.\.1, got .* for image 2"):
+        trace.tail(trace.features.detach(), 2)
+    with pytest.raises(InputError, match=r"\(n, 12, 6, 10\)"):
+        trace.tail(trace.features.detach()[:, :5], 0)
+
+
 class Counting(nn.Module):
     """Counts its images before the layer: its tail cannot be given more of them half way."""
 

@@ -1,7 +1,9 @@
 """What is true of every method, on networks that differ in everything the methods could lean on."""
 
 import gc
+import inspect
 import os
+import pickle
 from functools import partial
 
 import numpy as np
@@ -243,6 +245,21 @@ def test_gradcam_is_cam_over_the_number_of_cells():
     net = whatwhere.load(gap_net(), preprocess=plain(SIZE))
     trace = net.trace(images(2))
     torch.testing.assert_close(METHODS["gradcam"](trace, of_class(4)), METHODS["cam"](trace, of_class(4)) / 60)
+
+
+def test_the_linear_law_is_measured_where_logits_are_small_too():
+    network = deep_head_net()
+    with torch.no_grad():
+        network[9].weight.mul_(1e-3)
+        network[9].bias.mul_(1e-3)
+    with pytest.raises(UnsupportedError, match="linear in the mean"):
+        METHODS["cam"](whatwhere.load(network, preprocess=plain(SIZE)).trace(images(1)), of_class(0))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_methods_can_be_sent_to_other_processes(name):
+    assert pickle.loads(pickle.dumps(ALL[name])) is ALL[name]
+    assert "Maps" in str(inspect.signature(ALL[name])) or "yx" in str(inspect.signature(ALL[name]))
 
 
 def test_the_linear_law_is_measured():

@@ -54,11 +54,11 @@ def test_augment_brings_scales_back_to_where_they_belong():
     picture[:, 0, 6:14, 20:44] = 1
     trace = net.trace(picture)
     found = augment(cam, flip=False, scales=(1.0, 2.0))(trace, of_class(1))
-    assert found.shape == (1, 40, 60)
-    # at twice the size each pixel is spread over the next one by bilinear resizing there and back
-    torch.testing.assert_close(found[0, 8:12, 22:42], torch.full((4, 20), 3.0))
-    assert found[0, :4].abs().max() == 0
-    assert found[0, 16:].abs().max() == 0
+    assert found.shape == (1, 80, 120)
+    # bilinear resizing reaches one pixel beyond the edges
+    torch.testing.assert_close(found[0, 14:26, 42:86], torch.full((12, 44), 3.0))
+    assert found[0, :11].abs().max() == 0
+    assert found[0, 29:].abs().max() == 0
 
 
 def test_augment_says_what_a_network_does_not_take():

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ import whatwhere
 from whatwhere.errors import InputError, UnsupportedError
 from whatwhere.maps.ablationcam import _lost_by_law, _lost_by_tail, ablationcam
 from whatwhere.maps.clustercam import clustercam, clusters, evened, kmeans
+from whatwhere.maps.gradcam import gradcam
 from whatwhere.maps.occlusion import occlusion
 from whatwhere.maps.rise import _Masks, rise
 from whatwhere.maps.scorecam import iscam, scorecam, sscam
 from whatwhere.maps.seen import parts, per_batch, scores_of
-from whatwhere.scores import contrast, of_class, top_class
+from whatwhere.scores import against, contrast, margin, of_class, probability, similarity, top_class
 
 SIZE = (24, 40)
 
@@ -235,7 +237,68 @@ def test_kmeans_finds_what_lies_apart():
 def test_any_batch_is_the_same(batch):
     trace = whatwhere.load(gap_net(), preprocess=plain(SIZE)).trace(images(2))
     for method in (scorecam, clustercam, occlusion, ablationcam):
-        torch.testing.assert_close(method(trace, of_class(2), batch=batch), method(trace, of_class(2)))
+        again = trace.net.trace(images(2))
+        torch.testing.assert_close(method(trace, of_class(2), batch=batch), method(again, of_class(2)))
+
+
+def test_several_classes_share_the_forwards():
+    net, sizes = whatwhere.load(gap_net(), preprocess=plain(SIZE)), []
+    trace = net.trace(images(2))
+    for method in (scorecam, partial(iscam, samples=2), clustercam, occlusion, partial(rise, samples=9)):
+        method(trace, of_class(0))
+        with net.network[0].register_forward_hook(lambda module, args, output: sizes.append(len(output))):
+            shared = method(trace, of_class(3))
+        torch.testing.assert_close(shared, method(net.trace(images(2)), of_class(3)))
+    assert sizes == []
+
+
+def test_what_would_take_too_much_is_not_kept(monkeypatch):
+    trace = whatwhere.load(gap_net(), preprocess=plain(SIZE)).trace(images(2))
+    expected = scorecam(trace, of_class(1))
+    monkeypatch.setattr("whatwhere.maps.seen.KEPT_BYTES", 100)
+    again = trace.net.trace(images(2))
+    torch.testing.assert_close(scorecam(again, of_class(1)), expected)
+    assert not again.asked
+
+
+def test_scores_that_do_not_pick_classes_are_taken_of_the_logits(summing):
+    """Through mask 0 the logits are (2, 0), through mask 1 they are (0, 4)."""
+    found = scorecam(summing, similarity(torch.tensor([1.0, 0])))
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 2]]]))
+    torch.testing.assert_close(scorecam(summing, probability(0)), scorecam(summing, of_class(0)))
+    torch.testing.assert_close(
+        scorecam(summing, against(margin(0))), torch.tensor([[[4 * (1 - 2 * sigmoid(-4)), 2 * (1 - 2 * sigmoid(2))]]])
+    )
+
+
+@pytest.mark.parametrize("method", [scorecam, clustercam, ablationcam, occlusion, partial(rise, samples=3), gradcam])
+def test_a_score_gives_one_number_an_image(method):
+    trace = whatwhere.load(gap_net(), preprocess=plain(SIZE)).trace(images(1))
+    for wrong in (lambda logits: logits.squeeze(0), lambda logits: logits[:, :1], lambda logits: logits.sum()):
+        with pytest.raises(InputError, match="one number for each of 1 images, got"):
+            method(trace, wrong)
+
+
+def test_a_score_that_writes_changes_no_trace():
+    def writing(logits):
+        logits[:, 0] = -9
+        return logits[:, 1]
+
+    trace = whatwhere.load(gap_net(), preprocess=plain(SIZE)).trace(images(2))
+    before = trace.logits.detach().clone()
+    for method in (scorecam, ablationcam, occlusion):
+        torch.testing.assert_close(method(trace, writing), method(trace, lambda logits: logits[:, 1]))
+    assert torch.equal(trace.logits.detach(), before)
+
+
+def test_ablation_compares_what_was_computed_alike():
+    net = whatwhere.load(deep_head_net(), preprocess=plain(SIZE))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = net.trace(images(2))
+    lost = ablationcam.weights(rough, of_class(1))
+    exact = ablationcam.weights(net.trace(images(2)), of_class(1))
+    torch.testing.assert_close(lost, exact, atol=2e-3, rtol=0.05)
+    assert (lost[exact == 0] == 0).all()
 
 
 def test_no_more_at_once_than_the_budget_pays_for():
@@ -253,7 +316,7 @@ def test_no_more_at_once_than_the_budget_pays_for():
 def test_each_image_has_its_own_score():
     trace = whatwhere.load(gap_net(), preprocess=plain(SIZE)).trace(images(3))
     of_each = of_class(torch.tensor([4, 0, 2]))
-    found = scores_of(trace, of_each, 2, lambda part: images(3)[list(part)], 3, read="logit", batch=2)
+    found = scores_of(trace, of_each, 2, lambda part: images(3)[list(part)], 3, read="logit", batch=2, key=0)
     torch.testing.assert_close(found, trace.logits.detach()[:, 2])
 
 
@@ -269,6 +332,7 @@ def test_each_image_has_its_own_score():
         (rise, {"samples": 0}),
         (rise, {"share": 0.0}),
         (occlusion, {"window": (0, 3)}),
+        (occlusion, {"window": (4, 4), "stride": (8, 4)}),
         (ablationcam, {"batch": -2}),
     ],
 )

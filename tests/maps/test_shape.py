@@ -20,6 +20,10 @@ def test_a_constant_map_becomes_zeros(value):
     assert unit(torch.full((1, 2, 3), value)).eq(0).all()
 
 
+def test_nan_stays_nan():
+    assert unit(torch.tensor([[[1.0, 2], [float("nan"), 3]]])).isnan().all()
+
+
 def test_what_varies_by_rounding_alone_is_constant():
     assert unit(torch.tensor([[[1000.0, 1000.0001, 999.9999]]])).eq(0).all()
     assert unit(torch.tensor([[[1000.0, 1001, 999]]])).amax() == 1

@@ -8,9 +8,9 @@ layers in one run; ``Trace.tail`` runs the head alone, on other features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whatwhere.classifiers.labels import Labels
-from whatwhere.errors import InputError, UnsupportedError
+from whatwhere.errors import InputError, UnsupportedError, not_one_an_image
 from whatwhere.images import Preprocess
 from whatwhere.types import ClassMaps, Features, Images, Logits, Score, Variants
 
@@ -52,6 +52,7 @@ class Trace:
             deeper ones of several layers, which the shallowest one's gradient runs through.
         logits: (b k), of the same dtype, differentiable in the features of the layers looked at, and no further back.
         eps: relative precision that the network computed them in.
+        asked: logits that methods have had of other versions of the images, for the next score.
     """
 
     net: "Classifier"
@@ -59,6 +60,7 @@ class Trace:
     features: Features
     logits: Logits
     eps: float
+    asked: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
 
     def gradient(self, score: Score) -> Features:
         """D score / d features: how much each activation speaks for what is explained.
@@ -93,7 +95,16 @@ class Trace:
 
         Returns:
             (n k): only what comes after the split runs n times.
+
+        Raises:
+            InputError: features of another shape, or no such image.
         """
+        b, *shape = self.features.shape
+        if not 0 <= image < b or list(variants.shape[1:]) != shape:
+            raise InputError(
+                f"wanted features (n, {', '.join(map(str, shape))}) for an image in 0..{b - 1}, got "
+                f"{tuple(variants.shape)} for image {image}"
+            )
         with undisturbed(self.net.network), torch.no_grad():
             return widened(self.net._tail(self.images[image : image + 1], variants))
 
@@ -102,16 +113,14 @@ class Trace:
         return self._gradient(score, self.logits)
 
     def _gradient(self, score: Score, of: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), full_precision(of):
             (gradient,) = torch.autograd.grad(self._value(score).sum(), of, retain_graph=True)
         return gradient
 
     def _value(self, score: Score) -> Tensor:
         value = score(self.logits)
         if value.shape != self.logits.shape[:1]:
-            raise InputError(
-                f"a score gives one number for each of {len(self.logits)} images, got shape {tuple(value.shape)}"
-            )
+            raise not_one_an_image(len(self.logits), tuple(value.shape))
         if not value.requires_grad:
             raise InputError("a score must be differentiable in the logits; this one is cut off from them")
         return value
@@ -174,6 +183,8 @@ class Classifier(ABC):
             InputError: as ``trace``; no layers, or none of such a name.
             UnsupportedError: as ``trace``; the logits do not depend on one of the layers.
         """
+        if not layers:
+            raise InputError("wanted at least one layer, got none")
         return [self.at(layer).trace(images) for layer in layers]
 
     @abstractmethod
@@ -260,7 +271,7 @@ class Classifier(ABC):
             else:
                 weight = linear.weight
             maps = (weight @ columns).reshape(-1, b, *yx).transpose(0, 1)
-        self._check_law(trace, maps.flatten(2).mean(2) + linear.bias)
+        self._check_law(trace, maps.flatten(2).mean(2) + linear.bias, linear.bias)
         return maps
 
     def checked_linear(self, trace: Trace) -> Linear:
@@ -270,7 +281,7 @@ class Classifier(ABC):
             UnsupportedError: they are not; the message names the methods that need no such law.
         """
         linear = self._linear_of(trace)
-        self._check_law(trace, _pooled_logits(linear, trace))
+        self._check_law(trace, _pooled_logits(linear, trace), linear.bias)
         return linear
 
     def _linear_of(self, trace: Trace) -> Linear:
@@ -315,10 +326,12 @@ class Classifier(ABC):
 
         return CompiledClassifier(self, backend, dtype)
 
-    def _check_law(self, trace: Trace, predicted: Logits) -> None:
+    def _check_law(self, trace: Trace, predicted: Logits, bias: Tensor) -> None:
         logits = trace.logits.detach()
-        error, scale = float((predicted - logits).abs().amax()), float(logits.abs().amax().clamp(min=1))
-        if not error <= scale * max(1e-3, 8 * trace.eps):
+        error = float((predicted - logits).abs().amax())
+        # what the features add to the bias must agree; what is left of large logits is rounding
+        added = float(torch.stack([logits - bias, predicted - bias]).abs().amax())
+        if not error <= added * max(1e-3, 8 * trace.eps) + 8 * trace.eps * float(logits.abs().amax()):
             raise self._lawless(error)
 
     def _lawless(self, error: float) -> UnsupportedError:

@@ -49,6 +49,8 @@ _PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": (
 _ONNX_LIMIT = 2**31 - 1
 """Bytes of one protocol buffer."""
 
+_QUIET = RLock()
+
 Run = Callable[[Tensor], list[Tensor]]
 """A graph that is ready: images, float32 and contiguous -> its outputs, float32."""
 
@@ -101,6 +103,7 @@ class CompiledClassifier(Classifier):
         _check_choice(eager, backend, dtype)
         self.eager, self.backend, self.dtype = eager, backend, dtype
         self._device = eager.device
+        self._others: dict[str, CompiledClassifier] = {}
         images = _sample(eager)
         trace = eager.trace(images)
         linear = eager.linear(trace.features.shape[1])
@@ -128,13 +131,15 @@ class CompiledClassifier(Classifier):
         raise _gradientless(self)
 
     def at(self, layer: str) -> "CompiledClassifier":
-        """The classifier it was compiled from, split after another layer and compiled again in the same way.
+        """The classifier it was compiled from, split after another layer and compiled in the same way, once a layer.
 
         Raises:
             InputError: there is no such layer; names the three nearest.
             UnsupportedError: its output is no grid of features.
         """
-        return self.eager.at(layer).compiled(self.backend, self.dtype)
+        if layer not in self._others:
+            self._others[layer] = self.eager.at(layer).compiled(self.backend, self.dtype)
+        return self._others[layer]
 
     def compiled(  # noqa: D102
         self, backend: Backend = "onnxruntime", dtype: torch.dtype = torch.float32
@@ -190,7 +195,7 @@ class CompiledClassifier(Classifier):
 
     def _tail(self, image: Images, variants: Variants) -> Tensor:
         with undisturbed(self.eager.network):
-            return self.eager._tail(image, variants)
+            return self.eager._tail(self.eager._in_own_dtype(image), variants)
 
     def _checked(self, images: Images) -> Images:
         images = super()._checked(images)
@@ -527,15 +532,19 @@ def _plain_mode() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters warn, log and print about themselves; what fails raises."""
-    below = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(below)
+    """Exporters warn, log and print about themselves; what fails raises.
+
+    What is quietened is the whole process's, so one thread at a time does it.
+    """
+    with _QUIET:
+        below = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+        try:
+            with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(below)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

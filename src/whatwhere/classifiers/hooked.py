@@ -52,7 +52,7 @@ class HookedClassifier(Classifier):
 
     def traces(self, images: Images, layers: Sequence[str]) -> list[Trace]:  # noqa: D102
         if not layers:
-            raise InputError("wanted at least one layer, got none")
+            return super().traces(images, layers)
         nets = [self.at(layer) for layer in layers]
         images = self._checked(images)
         with undisturbed(self.network), torch.inference_mode(False):
@@ -97,6 +97,8 @@ class HookedClassifier(Classifier):
                 logits = logits_of(self.network(image))
                 if logits.shape == wanted:
                     return logits
+            except torch.OutOfMemoryError:
+                raise
             except Exception:  # somebody else's code, which has counted its images before the layer
                 if len(variants) == 1:
                     raise

@@ -4,7 +4,7 @@ import torch
 
 from whatwhere.classifiers.classifier import Trace
 from whatwhere.errors import UnsupportedError
-from whatwhere.maps.seen import Batch, parts, per_batch, score_of_one
+from whatwhere.maps.seen import Batch, parts, per_batch, score_of_one, score_of_whole
 from whatwhere.maps.weighted import Weighted
 from whatwhere.scores import each
 from whatwhere.types import Score, Weights
@@ -34,14 +34,14 @@ def ablationcam(trace: Trace, score: Score, *, batch: Batch = "auto") -> Weights
         lost = _lost_by_law(trace, score, batch)
     except UnsupportedError:
         lost = _lost_by_tail(trace, score, batch)
-    whole = score(trace.logits.detach())
+    whole = score_of_whole(trace, score)
     return lost / torch.where(whole == 0, 1, whole)[:, None]
 
 
 def _lost_by_law(trace: Trace, score: Score, batch: Batch) -> Weights:
     weight, _ = trace.net.checked_linear(trace)
     logits, pooled = trace.logits.detach(), trace.features.detach().flatten(2).mean(2)
-    whole, at_once = score(logits), per_batch(logits.numel(), AUTO_VALUES, batch)
+    whole, at_once = score_of_whole(trace, score), per_batch(logits.numel(), AUTO_VALUES, batch)
     lost = [
         whole
         - each(score, logits - pooled.T[part.start : part.stop, :, None] * weight.T[part.start : part.stop, None])
@@ -52,12 +52,13 @@ def _lost_by_law(trace: Trace, score: Score, batch: Batch) -> Weights:
 
 def _lost_by_tail(trace: Trace, score: Score, batch: Batch) -> Weights:
     lost = trace.features.detach().new_zeros(trace.features.shape[:2])
-    whole = score(trace.logits.detach())
     for i, features in enumerate(trace.features.detach()):
+        # from the tail too, whose precision may not be that of the trace
+        whole = score_of_one(trace, score, i, trace.tail(features[None], i), read="logit")
         live = features.flatten(1).any(1).nonzero().flatten()
-        for part in parts(len(live), per_batch(features.numel(), AUTO_VALUES, batch)):
+        for part in parts(len(live), per_batch(max(features.numel(), trace.logits.numel()), AUTO_VALUES, batch)):
             channels = live[part.start : part.stop]
             variants = features.expand(len(part), *features.shape).clone()
             variants[torch.arange(len(part)), channels] = 0
-            lost[i, channels] = whole[i] - score_of_one(trace, score, i, trace.tail(variants, i), read="logit")
+            lost[i, channels] = whole - score_of_one(trace, score, i, trace.tail(variants, i), read="logit")
     return lost

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from whatwhere.classifiers.classifier import Trace, full_precision
 from whatwhere.errors import InputError
-from whatwhere.maps.seen import Batch, scores_of
+from whatwhere.maps.seen import Batch, scores_seen_through
 from whatwhere.maps.shape import unit, upsample
-from whatwhere.types import Features, Images, Maps, Score
+from whatwhere.types import Extent, Features, Maps, Score
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Clusters:
     Attributes:
         group: (c) the group of each channel, -1 for one that is constant.
         maps: (n *yx) what each group looks at, in [0, 1].
-        confidences: (n) the score, taken of the probabilities, of the image seen through each.
+        confidences: (n) the score of the image seen through each.
         map: (*yx) the groups merged: raw, signed.
     """
 
@@ -50,10 +50,11 @@ def clustercam(
     channel that is not constant is brought to [0, 1], its values are evened out by a polynomial, and k-means puts the
     channels into groups. With ``H_g`` the unit of the mean of a group, ``w_g`` is the score of the probabilities of
     ``x * H_g``, and ``M = sum_g w_g sum_{c in g} A_c``: with a group for each channel, and no polynomial, Score-CAM.
+    The paper's own merging takes the best group's map less the worst one's, with k = 10; ``clusters`` gives both.
 
     Args:
         trace: what the network saw.
-        score: what is explained, taken of the probabilities.
+        score: what is explained, taken as ``scorecam`` does.
         k: groups; 10 in the paper. With 32, insertion and deletion are those of Score-CAM (benchmarks/clusters.md).
         degree: of the polynomial, fitted by least squares from a channel's values to their ranks, and kept in [0, 1];
             None for none.
@@ -79,8 +80,8 @@ def clusters(
     batch: Batch = "auto",
 ) -> list[Clusters]:
     """What ``clustercam`` finds on its way: the groups of each image, for people to look at."""
-    if k < 1 or (degree is not None and degree < 1):
-        raise InputError(f"k and degree are at least 1, got {k} and {degree}")
+    if not isinstance(k, int) or k < 1 or (degree is not None and (not isinstance(degree, int) or degree < 1)):
+        raise InputError(f"k and degree are whole numbers of at least 1, got {k} and {degree}")
     found = []
     for i, channels in enumerate(_channels(trace, layers)):
         flat = channels.flatten(1)
@@ -92,9 +93,11 @@ def clusters(
             member = torch.eye(n).to(values)[:, group]
             means = (member @ values / member.sum(1, keepdim=True)).reshape(n, *channels.shape[1:])
             sums = (member @ flat[live]).reshape(means.shape)
-        seen = partial(_seen, trace.images[i], means)
-        confidences = scores_of(trace, score, i, seen, n, read="probability", batch=batch).to(values)
-        merged = torch.einsum("n,n...->...", confidences, sums)
+        masks, key = partial(_masks, means, tuple(trace.images.shape[2:])), ("clustercam", k, degree, *layers, seed)
+        scores = scores_seen_through(trace, score, i, masks, n, read="probability", batch=batch, key=key)
+        confidences = scores.to(values)
+        with full_precision(values):
+            merged = torch.einsum("n,n...->...", confidences, sums)
         order = confidences.argsort(descending=True)
         rank = torch.full((len(flat),), -1, device=flat.device)
         rank[live] = order.argsort()[group]
@@ -104,6 +107,10 @@ def clusters(
 
 def evened(values: Float[Tensor, "c n"], degree: int) -> Float[Tensor, "c n"]:
     """Each row's values in [0, 1] through the polynomial that fits their ranks best: their range is used evenly."""
+    return torch.cat([_evened(part, degree) for part in torch.split(values, max(1, 2**20 // values.shape[1]))])
+
+
+def _evened(values: Float[Tensor, "c n"], degree: int) -> Float[Tensor, "c n"]:
     ordered = values.sort(1).values.contiguous()
     ranks = (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)) / 2
     powers = torch.cos(torch.arange(degree + 1).to(values) * torch.acos(2 * values - 1)[..., None])  # Chebyshev's
@@ -152,6 +159,5 @@ def _channels(trace: Trace, layers: Sequence[str]) -> Features:
     return torch.cat(brought, 1)
 
 
-def _seen(image: Float[Tensor, "d *hw"], maps: Float[Tensor, "n *yx"], part: range) -> Images:
-    masks = unit(upsample(maps[part.start : part.stop], tuple(image.shape[1:])))
-    return image * masks[:, None]
+def _masks(maps: Float[Tensor, "n *yx"], size: Extent, part: range) -> Float[Tensor, "m *hw"]:
+    return unit(upsample(maps[part.start : part.stop], size))

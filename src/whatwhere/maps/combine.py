@@ -1,5 +1,6 @@
 """Over methods: each takes methods and gives one, ``(trace, score) -> maps``."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -55,7 +56,7 @@ def augment(method: "Method", *, flip: bool = True, scales: Sequence[float] = (1
     """The mean of a method's maps over the images mirrored and resized, each map brought back to where it belongs.
 
     Args:
-        method: whose maps are averaged, raw and signed, on the grid that the images themselves give.
+        method: whose maps are averaged, raw and signed, on the finest of their grids.
         flip: each also mirrored left to right.
         scales: sizes of the images, as multiples; other than 1 only for networks that take images of any size.
 
@@ -66,8 +67,8 @@ def augment(method: "Method", *, flip: bool = True, scales: Sequence[float] = (1
         raise InputError(f"scales are positive, at least one, got {scales}")
 
     def augmented(trace: Trace, score: Score) -> Maps:
-        size, grid = trace.images.shape[2:], trace.features.shape[2:]
-        found = []
+        size = trace.images.shape[2:]
+        found: list[Maps] = []
         for scale in scales:
             images = trace.images
             if scale != 1:
@@ -76,8 +77,9 @@ def augment(method: "Method", *, flip: bool = True, scales: Sequence[float] = (1
             for mirrored in (False, True) if flip else (False,):
                 seen = trace if scale == 1 and not mirrored else _look(trace, images.flip(-1) if mirrored else images)
                 maps = method(seen, score)
-                found.append(upsample(maps.flip(-1) if mirrored else maps, tuple(grid)))
-        return torch.stack(found).mean(0)
+                found.append(maps.flip(-1) if mirrored else maps)
+        finest = max((tuple(maps.shape[1:]) for maps in found), key=math.prod)
+        return torch.stack([upsample(maps, finest) for maps in found]).mean(0)
 
     return _named(augmented, "augment", method)
 

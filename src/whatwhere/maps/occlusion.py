@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from whatwhere.classifiers.classifier import Trace
+from whatwhere.classifiers.classifier import Trace, full_precision
 from whatwhere.errors import InputError, UnsupportedError
-from whatwhere.maps.seen import Batch, read_off, scores_of
+from whatwhere.maps.seen import Batch, score_of_whole, scores_of
 from whatwhere.types import Images, Maps, Score, Size
 
 Cover = Literal["grey", "blur"]
@@ -34,8 +34,8 @@ def occlusion(
     Args:
         trace: what the network saw.
         score: what is explained.
-        cover: "grey", the mean colour (0 as the network takes it), or "blur", the image blurred as wide as the
-            window.
+        cover: "grey", 0 as the network takes it, which is the mean colour where that is subtracted, or "blur", the
+            image blurred as wide as the window.
         window: (h, w) in pixels of the network's input; by default a seventh of either side, 32 x 32 of 224 x 224.
         stride: (h, w) in pixels; by default half a window. With both, 169 forwards.
         batch: covered images that go through the network at once; "auto" for as many as 16 of 224 x 224.
@@ -44,7 +44,7 @@ def occlusion(
         (b h w): one value a pixel of the network's input.
 
     Raises:
-        InputError: no such cover, or a window, stride or batch of less than 1.
+        InputError: no such cover; a window, stride or batch of less than 1; a stride longer than the window.
         UnsupportedError: volumes.
     """
     if cover not in get_args(Cover):
@@ -54,19 +54,24 @@ def occlusion(
     h, w = trace.images.shape[2:]
     window = window or (math.ceil(h / 7), math.ceil(w / 7))
     stride = stride or (math.ceil(window[0] / 2), math.ceil(window[1] / 2))
-    if min(*window, *stride) < 1:
-        raise InputError(f"window and stride are (h, w) of at least 1 pixel, got {window} and {stride}")
+    if not all(1 <= step <= side for step, side in zip(stride, window, strict=True)):
+        raise InputError(
+            f"window and stride are (h, w) of at least 1 pixel, no stride longer than its window; got {window} and "
+            f"{stride}"
+        )
     rows = _windows(h, window[0], stride[0]).to(trace.images)
     columns = _windows(w, window[1], stride[1]).to(trace.images)
     covers = torch.zeros_like(trace.images) if cover == "grey" else _blurred(trace.images, window)
-    whole = read_off(trace, score, "logit")
+    whole = score_of_whole(trace, score)
     lost = []
     for i, (image, under) in enumerate(zip(trace.images, covers, strict=True)):
         covered = partial(_covered, image, under, rows, columns)
-        scores = scores_of(trace, score, i, covered, len(rows) * len(columns), read="logit", batch=batch)
+        key, count = ("occlusion", cover, window, stride), len(rows) * len(columns)
+        scores = scores_of(trace, score, i, covered, count, read="logit", batch=batch, key=key)
         lost.append((whole[i] - scores).reshape(len(rows), len(columns)))
     rows, columns = rows.to(whole), columns.to(whole)
-    return rows.T @ torch.stack(lost) @ columns / (rows.sum(0)[:, None] * columns.sum(0))
+    with full_precision(whole):
+        return rows.T @ torch.stack(lost) @ columns / (rows.sum(0)[:, None] * columns.sum(0))
 
 
 def _covered(

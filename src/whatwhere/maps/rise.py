@@ -1,17 +1,16 @@
 """RISE: random masks, weighted by what the network says of the image seen through them."""
 
 import math
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whatwhere.classifiers.classifier import Trace
+from whatwhere.classifiers.classifier import Trace, full_precision
 from whatwhere.errors import InputError, UnsupportedError
-from whatwhere.maps.seen import AUTO_PIXELS, Batch, parts, per_batch, scores_of
+from whatwhere.maps.seen import AUTO_PIXELS, Batch, parts, per_batch, scores_seen_through
 from whatwhere.maps.shape import upsample
-from whatwhere.types import Images, Maps, Score, Size
+from whatwhere.types import Maps, Score, Size
 
 
 def rise(
@@ -32,7 +31,7 @@ def rise(
 
     Args:
         trace: what the network saw.
-        score: what is explained, taken of the probabilities.
+        score: what is explained, taken as ``scorecam`` does.
         samples: n, as many forwards.
         cells: of the grid, along the shorter side of the image.
         share: p, of the cells that are 1.
@@ -51,23 +50,21 @@ def rise(
     if trace.images.ndim != 4:
         raise UnsupportedError("rise takes images (b d h w), not volumes; use gradcam or eigencam")
     size = trace.images.shape[2], trace.images.shape[3]
-    masks = _Masks(size, samples, cells, share, seed)
+    masks, key = _Masks(size, samples, cells, share, seed), ("rise", samples, cells, share, seed)
     at_once = per_batch(trace.images[0, 0].numel(), AUTO_PIXELS, batch)
     maps = []
     for i in range(len(trace.images)):
-        masked = partial(_masked, trace.images[i], masks)
-        scores = scores_of(trace, score, i, masked, samples, read="probability", batch=batch)
-        # the masks are made again, since all of them together would take more memory than anything else here
-        weighted = (
-            torch.einsum("n,nhw->hw", scores[part.start : part.stop], masks[part].to(scores))
-            for part in parts(samples, at_once)
+        scores = scores_seen_through(
+            trace, score, i, masks.__getitem__, samples, read="probability", batch=batch, key=key
         )
-        maps.append(sum(weighted, scores.new_zeros(size)) / (samples * share))
+        # the masks are made again, since all of them together would take more memory than anything else here
+        with full_precision(scores):
+            weighted = (
+                torch.einsum("n,nhw->hw", scores[part.start : part.stop], masks[part].to(scores))
+                for part in parts(samples, at_once)
+            )
+            maps.append(sum(weighted, scores.new_zeros(size)) / (samples * share))
     return torch.stack(maps)
-
-
-def _masked(image: Float[Tensor, "d h w"], masks: "_Masks", part: range) -> Images:
-    return image * masks[part].to(image)[:, None]
 
 
 class _Masks:

@@ -1,6 +1,6 @@
 """Score-CAM: channels weighted by what the network says of the image seen through them; smoothed, integrated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Literal, get_args
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from whatwhere.classifiers.classifier import Trace
 from whatwhere.errors import InputError
-from whatwhere.maps.seen import Batch, Read, scores_of
+from whatwhere.maps.seen import Batch, Read, score_of_one, scores_seen_through
 from whatwhere.maps.shape import unit, upsample
 from whatwhere.maps.weighted import Weighted
-from whatwhere.types import Maps, Score, Weights
+from whatwhere.types import Extent, Maps, Score, Weights
 
 Weighting = Literal["probability", "increase", "softmax"]
 Mask = Callable[[Maps, Int[Tensor, "n"]], Float[Tensor, "n *hw"]]
@@ -26,21 +26,22 @@ def scorecam(trace: Trace, score: Score, *, weighting: Weighting = "probability"
 
     Wang, Wang, Du, Yang, Zhang, Ding, Mardziel, Hu: Score-Weighted Visual Explanations for Convolutional Neural
     Networks. With ``H_c = unit(upsample(A_c))`` and the image ``x`` as the network takes it, so that what is masked
-    becomes the mean colour, ``w_c`` is read off ``x * H_c`` and ``M = sum_c w_c A_c``. Constant channels are left
-    out.
+    becomes the mean colour where that is subtracted, ``w_c`` is read off ``x * H_c`` and ``M = sum_c w_c A_c``.
+    Constant channels are left out.
 
     Args:
         trace: what the network saw.
-        score: what is explained, taken of the probabilities: of a class, its own.
+        score: what is explained. Scores that pick classes (``whatwhere.scores.Picking``) are taken of the
+            probabilities, any other as it is, of the logits.
         weighting: "probability", as in the authors' code: the score of ``x * H_c``; "increase", as in the paper's
-            definition: less the score of an image of the mean colour alone; "softmax", as in the paper's algorithm
-            and torchcam: of the logits, through a softmax over the channels.
+            definition: less the score of an image of zeros; "softmax", as in the paper's algorithm and torchcam: of
+            the logits, through a softmax over the channels.
         batch: masked images that go through the network at once; "auto" for as many as 16 of 224 x 224.
 
     Raises:
         InputError: no such weighting, or a batch of less than 1.
     """
-    return _weights(trace, score, lambda channels, _: unit(channels), 1, weighting, batch)
+    return _weights(trace, score, lambda channels, _: unit(channels), 1, weighting, batch, "scorecam")
 
 
 @Weighted
@@ -72,11 +73,19 @@ def sscam(
     Raises:
         InputError: as ``scorecam``; no samples, or negative noise.
     """
-    if noise < 0:
+    if not noise >= 0:
         raise InputError(f"noise is at least 0, got {noise}")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(max(samples, 1), *trace.images.shape[2:], generator=generator).to(trace.features) * noise
-    return _weights(trace, score, lambda channels, sample: unit(channels + drawn[sample]), samples, weighting, batch)
+    return _weights(
+        trace,
+        score,
+        lambda channels, sample: unit(channels + drawn[sample]),
+        samples,
+        weighting,
+        batch,
+        ("sscam", noise, seed),
+    )
 
 
 @Weighted
@@ -86,7 +95,8 @@ def iscam(
     """IS-CAM: Score-CAM with its masks integrated from nothing to all (Naidu et al. 2020).
 
     Naidu, Ghosh, Maurya, Nayak, Kundu: IS-CAM, Integrated Score-CAM for axiomatic-based explanations. ``w_c`` is the
-    mean over i = 1..n of what Score-CAM reads through ``i / n H_c``.
+    mean over i = 1..n of what Score-CAM reads through ``i / n H_c``. (torchcam sums the shares up as it goes, and
+    means the same with one sample.)
 
     Args:
         trace: what the network saw.
@@ -105,31 +115,34 @@ def iscam(
         samples,
         weighting,
         batch,
+        "iscam",
     )
 
 
-def _weights(trace: Trace, score: Score, mask: Mask, samples: int, weighting: Weighting, batch: Batch) -> Weights:
+def _weights(
+    trace: Trace, score: Score, mask: Mask, samples: int, weighting: Weighting, batch: Batch, key: Hashable
+) -> Weights:
     if weighting not in get_args(Weighting):
         raise InputError(f"weighting is one of {', '.join(get_args(Weighting))}, got {weighting!r}")
     if samples < 1:
         raise InputError(f"wanted at least 1 sample, got {samples}")
+    size = tuple(trace.images.shape[2:])
     read: Read = "logit" if weighting == "softmax" else "probability"
     weights = trace.features.detach().new_zeros(trace.features.shape[:2])
     for i, features in enumerate(trace.features.detach()):
         live = (features.flatten(1).amax(1) > features.flatten(1).amin(1)).nonzero().flatten()
-        masked = partial(_masked, trace.images[i], features[live], mask, samples)
-        values = scores_of(trace, score, i, masked, len(live) * samples, read=read, batch=batch)
-        values = values.reshape(len(live), samples).mean(1)
+        masks, count = partial(_masks, features[live], mask, samples, size), len(live) * samples
+        seen = partial(scores_seen_through, trace, score, i, read=read, batch=batch)
+        values = seen(masks, count, key=(key, samples)).reshape(len(live), samples).mean(1)
         if weighting == "increase":
-            values = values - scores_of(trace, score, i, lambda _: trace.images[:1] * 0, 1, read=read, batch=1)
+            values = values - score_of_one(trace, score, i, trace.net.logits(trace.images[i : i + 1] * 0), read=read)
         weights[i, live] = values.softmax(0) if weighting == "softmax" else values
     return weights
 
 
-def _masked(
-    image: Float[Tensor, "d *hw"], channels: Float[Tensor, "c *yx"], mask: Mask, samples: int, part: range
-) -> Float[Tensor, "n d *hw"]:
-    """The image seen through some of its channels, each with every sample in turn."""
-    numbers = torch.arange(part.start, part.stop, device=image.device)
-    spread = upsample(channels[numbers // samples], tuple(image.shape[1:]))
-    return image * mask(spread, numbers % samples)[:, None]
+def _masks(
+    channels: Float[Tensor, "c *yx"], mask: Mask, samples: int, size: Extent, part: range
+) -> Float[Tensor, "n *hw"]:
+    """Of some of the channels, each with every sample in turn."""
+    numbers = torch.arange(part.start, part.stop, device=channels.device)
+    return mask(upsample(channels[numbers // samples], size), numbers % samples)

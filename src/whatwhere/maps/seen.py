@@ -1,6 +1,8 @@
 """What the network says of other versions of an image, masked or changed: many forwards, a bounded number at once."""
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,15 +11,27 @@ from torch import Tensor
 
 from whatwhere.classifiers.classifier import Trace
 from whatwhere.errors import InputError
-from whatwhere.scores import each
-from whatwhere.types import Images, Logits, Score
+from whatwhere.scores import Picking, each
+from whatwhere.types import Images, Logits, Score, Scores
 
 Batch = int | Literal["auto"]
 AUTO_PIXELS = 16 * 224 * 224
 """Of the network's input, that go through it at once where a batch is "auto"; at least one image."""
+KEPT_BYTES = 2**26
+"""Of logits, that a method leaves with a trace, so that several scores share its forwards."""
 
 Read = Literal["probability", "logit"]
 """What a score is taken of: of the class probabilities, or of the logits."""
+Masks = Callable[[range], Float[Tensor, "n *hw"]]
+"""Gives the masks of some numbers, in the size of the network's input."""
+
+
+def scores_seen_through(
+    trace: Trace, score: Score, image: int, masks: Masks, count: int, *, read: Read, batch: Batch, key: Hashable
+) -> Float[Tensor, "n"]:
+    """The score of one image multiplied by so many masks; as ``scores_of``."""
+    variants = partial(_masked, trace.images[image], masks)
+    return scores_of(trace, score, image, variants, count, read=read, batch=batch, key=key)
 
 
 def scores_of(
@@ -29,8 +43,9 @@ def scores_of(
     *,
     read: Read,
     batch: Batch,
+    key: Hashable,
 ) -> Float[Tensor, "n"]:
-    """The score of so many versions of one image.
+    """The score of so many versions of one image; the network is asked once a trace, for all scores.
 
     Args:
         trace: what the network saw.
@@ -38,16 +53,22 @@ def scores_of(
         image: which of the batch.
         variants: gives the versions of some numbers in 0..count-1, (n d *hw).
         count: n, how many there are.
-        read: whether the score is taken of the probabilities or of the logits.
+        read: whether a score that only picks classes is taken of the probabilities; others are taken of the logits.
         batch: versions that go through the network at once; "auto" for as many as 16 images of 224 x 224.
+        key: names the versions, among all that are made of this image.
 
     Raises:
-        InputError: a batch of less than 1.
+        InputError: a batch of less than 1; the score does not give one number for each image.
     """
     at_once = per_batch(trace.images[0, 0].numel(), AUTO_PIXELS, batch)
-    logits = (trace.net.logits(variants(part)) for part in parts(count, at_once))
-    found = [score_of_one(trace, score, image, part, read=read) for part in logits]
-    return torch.cat(found) if found else trace.logits.detach().new_zeros(0)
+    if not count:
+        return trace.logits.detach().new_zeros(0)
+    kept = trace.asked.get((key, image))
+    answers = (trace.net.logits(variants(part)) for part in parts(count, at_once))
+    if kept is None and count * trace.logits.nbytes <= KEPT_BYTES:
+        kept = trace.asked[key, image] = torch.cat(list(answers))
+    chunks = answers if kept is None else torch.split(kept, at_once)
+    return torch.cat([score_of_one(trace, score, image, logits, read=read) for logits in chunks])
 
 
 def score_of_one(trace: Trace, score: Score, image: int, logits: Logits, *, read: Read) -> Float[Tensor, "n"]:
@@ -55,15 +76,14 @@ def score_of_one(trace: Trace, score: Score, image: int, logits: Logits, *, read
     said = trace.logits.detach()
     rows = said.expand(len(logits), *said.shape).clone()
     rows[:, image] = logits.to(said)
-    if read == "probability":
+    if read == "probability" and isinstance(score, Picking):
         rows = trace.net.probabilities(rows.flatten(0, 1)).reshape(rows.shape)
     return each(score, rows)[:, image]
 
 
-def read_off(trace: Trace, score: Score, read: Read) -> Float[Tensor, "b"]:
-    """The score of the images themselves."""
-    logits = trace.logits.detach()
-    return score(trace.net.probabilities(logits) if read == "probability" else logits)
+def score_of_whole(trace: Trace, score: Score) -> Scores:
+    """The score of the images as they are, without gradients."""
+    return each(score, trace.logits.detach()[None])[0]
 
 
 def per_batch(cost: int, budget: int, batch: Batch) -> int:
@@ -74,11 +94,19 @@ def per_batch(cost: int, budget: int, batch: Batch) -> int:
     """
     if batch == "auto":
         return max(1, budget // cost)
-    if not isinstance(batch, int) or batch < 1:
+    try:
+        number = operator.index(batch)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise InputError(f'a batch is of at least 1, or "auto", got {batch!r}')
-    return batch
+    return number
 
 
 def parts(count: int, at_once: int) -> Iterator[range]:
     """The numbers 0..count-1, so many at once."""
     return (range(start, min(start + at_once, count)) for start in range(0, count, at_once))
+
+
+def _masked(image: Float[Tensor, "d *hw"], masks: Masks, part: range) -> Images:
+    return image * masks(part).to(image)[:, None]

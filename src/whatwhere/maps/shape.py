@@ -28,13 +28,14 @@ def positive(maps: Maps) -> Maps:
 def unit(maps: Maps) -> Maps:
     """Each map scaled to [0, 1] by its own minimum and maximum; a constant map becomes zeros.
 
-    Constant is what varies by no more than rounding.
+    Constant is what varies by no more than rounding. Where there is nan in a map, all of it becomes nan.
     """
     axes = tuple(range(1, maps.ndim))
     low, high = maps.amin(axes, keepdim=True), maps.amax(axes, keepdim=True)
     span = high - low
     varies = span > 8 * torch.finfo(maps.dtype).eps * torch.maximum(high.abs(), low.abs())
-    return torch.where(varies, (maps - low) / span.where(varies, torch.ones_like(span)), 0)
+    scaled = torch.where(varies, (maps - low) / span.where(varies, torch.ones_like(span)), 0)
+    return torch.where(span.isnan(), span, scaled)
 
 
 def upsample(maps: Maps, size: Extent, interpolation: Interpolation = "bilinear") -> Float[Tensor, "b *hw"]:

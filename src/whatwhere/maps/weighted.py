@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import update_wrapper
+from inspect import signature
 from typing import Concatenate, Generic, ParamSpec
 
 from whatwhere.classifiers.classifier import Trace, full_precision
@@ -22,6 +23,10 @@ class Weighted(Generic[Options]):
     def __init__(self, weights: Callable[Concatenate[Trace, Score, Options], Weights]) -> None:
         self.weights = weights
         update_wrapper(self, weights)
+        self.__signature__ = signature(weights).replace(return_annotation=Maps)
+
+    def __reduce__(self) -> str:
+        return self.__name__
 
     def __call__(self, trace: Trace, score: Score, *args: Options.args, **options: Options.kwargs) -> Maps:
         """The map, raw and signed."""
