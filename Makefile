@@ -9,5 +9,5 @@ test:
 	pytest
 
 bench:
-	python benchmarks/seam.py
+	python benchmarks/methods.py looks many memory
 	python benchmarks/start.py

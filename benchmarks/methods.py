@@ -45,6 +45,8 @@ NETWORKS = {
 ROUNDS = {1: (40, 20, 12), 16: (8, 5, 3)}
 """Of the looks, at each batch, on each network."""
 
+PEERS = ("grad-cam", "torchcam", "captum")
+
 Run = Callable[[], object]
 
 OF_GRAD_CAM = {
@@ -107,18 +109,21 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, help="fewer rounds, or more")
     parser.add_argument("--to", type=Path, default=Path(__file__).with_suffix(".csv"))
+    parser.add_argument("--malloc", choices=["kept", "default"], default="kept", help="freed memory stays, or not")
     options = parser.parse_args()
     torch.set_num_threads(2)
     if "memory" in options.parts:
         memory(options.to)  # first, while malloc still gives memory back
-    keep_freed_memory()
+    if options.malloc == "kept":
+        keep_freed_memory()
     for part in options.parts:
         for at, name in enumerate(NETWORKS):
             if part != "memory" and name in options.networks:
                 for batch in (1, 16) if part == "looks" else (1,):
                     rounds = options.rounds or (ROUNDS[batch][at] if part == "looks" else 3)
                     timed(part, name, batch, rounds, options.to)
-    print(table(options.to))
+    rows = list(csv.DictReader(options.to.open(newline="")))
+    print(f"{machine()}\n\n{in_short(rows)}\n\n{in_full(rows)}")
 
 
 def timed(part: str, name: str, batch: int, rounds: int, to: Path) -> None:
@@ -236,9 +241,9 @@ def memory(to: Path) -> None:
     """Peak resident memory over that of the network and its input: vgg16_bn, 16 images."""
     net = loaded("torchvision/vgg16_bn")
     images = torch.randn(16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    quick = {"scorecam", "sscam", "iscam", "rise", "occlusion", "clustercam"}  # as much for one image as for all
+    quick = MANY.keys() - {"ablationcam"}  # as much for one image as for all
     runs: list[tuple[str, str, Run]] = [("forward", "torch", lambda: forward(net, images))]
-    for method in (*LOOKS[1:], *MANY):
+    for method in (*LOOKS[1:], *(MANY.keys() - {"sscam", "iscam"})):  # which are Score-CAM to the memory
         part = images[:1] if method in quick else images
         options = {"samples": 50} if method == "rise" else MANY.get(method, {})
         runs.append((method, "whatwhere", ours(net, part, partial(METHODS[method], **options))))
@@ -275,34 +280,79 @@ def add(to: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(row | {key: f"{row[key]:.5f}" for key in ("value", "forward")} for row in rows)
 
 
-def table(file: Path) -> str:
-    rows = list(csv.DictReader(file.open(newline="")))
-    lines = [machine()]
+def in_short(rows: list[dict[str, str]]) -> str:
+    """Medians: ours, and after a stroke the fastest peer's."""
+    lines = []
     for part in dict.fromkeys(row["part"] for row in rows):
-        of_part = [row for row in rows if row["part"] == part]
-        columns = list(dict.fromkeys((row["network"], row["batch"]) for row in of_part))
-        unit_of = "GiB over the input" if part == "memory" else "ms"
-        heads = []
-        for column in columns:
-            base = statistics.median(
-                float(row["forward"]) for row in of_part if (row["network"], row["batch"]) == column
-            )
-            amount = f"{base:.2f}" if part == "memory" else f"{1000 * base:.0f}"
-            heads.append(f"{column[0].rpartition('/')[2]}, batch {column[1]} ({amount} {unit_of})")
+        columns, heads = columns_of(rows, part)
+        lines += ["", f"| {part} | {' | '.join(heads)} | fastest peer |", f"|---|{'---|' * (len(heads) + 1)}"]
+        for method in dict.fromkeys(row["method"] for row in rows if row["part"] == part):
+            found = [medians(rows, part, column, method) for column in columns]
+            cells = []
+            for library in dict.fromkeys(library for one in found for library in one):
+                if library not in PEERS:
+                    texts = [brief(one[library]) if library in one else "" for one in found]
+                    theirs = [min([one[peer] for peer in PEERS if peer in one], default=None) for one in found]
+                    both = [
+                        f"{text} / {brief(peer)}" if text and peer else text
+                        for text, peer in zip(texts, theirs, strict=True)
+                    ]
+                    engine = library.removeprefix("whatwhere").removeprefix(", ")
+                    cells.append((f"`{method}`{', ' if engine else ''}{engine}", both))
+            fastest = {min(peers_of, key=peers_of.__getitem__) for one in found if (peers_of := of_peers(one))}
+            lines += [f"| {name} | {' | '.join(both)} | {', '.join(sorted(fastest))} |" for name, both in cells]
+    return "\n".join(lines[1:])
+
+
+def of_peers(medians_of: dict[str, float]) -> dict[str, float]:
+    return {library: value for library, value in medians_of.items() if library in PEERS}
+
+
+def medians(rows: list[dict[str, str]], part: str, column: tuple[str, str], method: str) -> dict[str, float]:
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["part"], row["network"], row["batch"], row["method"]) == (part, *column, method):
+            shares.setdefault(row["library"], []).append(float(row["value"]) / float(row["forward"]))
+    return {library: statistics.median(values) for library, values in shares.items()}
+
+
+def columns_of(rows: list[dict[str, str]], part: str) -> tuple[list[tuple[str, str]], list[str]]:
+    of_part = [row for row in rows if row["part"] == part]
+    columns = list(dict.fromkeys((row["network"], row["batch"]) for row in of_part))
+    heads = []
+    for network, batch in columns:
+        base = statistics.median(
+            float(row["forward"]) for row in of_part if (row["network"], row["batch"]) == (network, batch)
+        )
+        amount = f"{base:.2f} GiB over the input" if part == "memory" else f"{1000 * base:.0f} ms"
+        heads.append(f"{network.rpartition('/')[2]}, batch {batch} ({amount})")
+    return columns, heads
+
+
+def in_full(rows: list[dict[str, str]]) -> str:
+    """Medians and spread, of every library."""
+    lines = []
+    for part in dict.fromkeys(row["part"] for row in rows):
+        columns, heads = columns_of(rows, part)
         lines += ["", f"| {part} | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
-        for method, library in dict.fromkeys((row["method"], row["library"]) for row in of_part):
+        for method, library in dict.fromkeys((row["method"], row["library"]) for row in rows if row["part"] == part):
             cells = [
                 cell(
                     [
                         float(row["value"]) / float(row["forward"])
-                        for row in of_part
-                        if (row["network"], row["batch"], row["method"], row["library"]) == (*column, method, library)
+                        for row in rows
+                        if (row["part"], row["network"], row["batch"]) == (part, *column)
+                        and (row["method"], row["library"]) == (method, library)
                     ]
                 )
                 for column in columns
             ]
             lines.append(f"| {method} | {library} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines[1:])
+
+
+def brief(share: float) -> str:
+    return f"{share:.0f}" if share >= 100 else f"{share:.3g}" if share >= 10 else f"{share:.2f}"
 
 
 def cell(shares: list[float]) -> str:
