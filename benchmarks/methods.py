@@ -42,8 +42,8 @@ NETWORKS = {
     "torchvision/vgg16_bn": "features.43",
 }
 """Each with the layer after which it is split, which the peers are told."""
-ROUNDS = {1: (40, 20, 12), 16: (8, 5, 3)}
-"""Of the looks, at each batch, on each network."""
+ROUNDS = {"looks": {1: (30, 15, 8), 16: (6, 4, 3)}, "many": {1: (2, 1, 1)}}
+"""At each batch, on each network."""
 
 PEERS = ("grad-cam", "torchcam", "captum")
 
@@ -101,6 +101,7 @@ MANY = {
     "occlusion": {},
     "clustercam": {},
 }
+"""With their options; on the two large networks without those of more than Score-CAM's forwards."""
 
 
 def main() -> None:
@@ -119,9 +120,8 @@ def main() -> None:
     for part in options.parts:
         for at, name in enumerate(NETWORKS):
             if part != "memory" and name in options.networks:
-                for batch in (1, 16) if part == "looks" else (1,):
-                    rounds = options.rounds or (ROUNDS[batch][at] if part == "looks" else 3)
-                    timed(part, name, batch, rounds, options.to)
+                for batch, rounds in ROUNDS[part].items():
+                    timed(part, name, batch, options.rounds or rounds[at], options.to)
     rows = list(csv.DictReader(options.to.open(newline="")))
     print(f"{machine()}\n\n{in_short(rows)}\n\n{in_full(rows)}")
 
@@ -137,9 +137,10 @@ def timed(part: str, name: str, batch: int, rounds: int, to: Path) -> None:
         base()
     for _ in range(rounds):
         rows, bases = [], [seconds(base) for _ in range(3)]
-        for method, library, run in runs:
+        for at, (method, library, run) in enumerate(runs):
             rows.append({"method": method, "library": library, "value": seconds(run)})
-            bases.append(seconds(base))
+            if at % 4 == 0 or part == "many":
+                bases.append(seconds(base))
         middle = statistics.median(bases)
         add(to, [row | {"part": part, "network": name, "batch": batch, "forward": middle} for row in rows])
 
@@ -184,14 +185,17 @@ def looks(net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tu
 
 def many(net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tuple[str, str, Run]]:
     engines = {"whatwhere": net}
-    for backend, dtype in (("onnxruntime", torch.float32), ("openvino", torch.float32), ("openvino", torch.bfloat16)):
-        engines[f"whatwhere, {backend}, {str(dtype).removeprefix('torch.')}"] = net.compiled(backend, dtype)
+    for dtype in (torch.float32, torch.bfloat16):
+        engines[f"whatwhere, openvino, {str(dtype).removeprefix('torch.')}"] = net.compiled("openvino", dtype)
+    for engine in engines.values():
+        METHODS["clustercam"](engine.trace(images), top_class, k=40)  # to warm up
     runs: list[tuple[str, str, Run]] = []
     for method, options in MANY.items():
+        if options and name != "efficientnet-lite0":
+            continue
         for library, engine in engines.items():
             if method != "ablationcam" or engine is net:
                 runs.append((method, library, ours(engine, images, partial(METHODS[method], **options))))
-                runs[-1][2]()
         runs += peers(method, net, images, name)
     return runs
 
@@ -200,8 +204,9 @@ def peers(method: str, net: whatwhere.Classifier, images: torch.Tensor, name: st
     found: list[tuple[str, str, Run]] = []
     network, layer = net.network, NETWORKS[name]
     if method in OF_GRAD_CAM:
-        kind = getattr(pytorch_grad_cam, OF_GRAD_CAM[method])
-        found.append((method, "grad-cam", lambda: grad_cam(kind, network, layer, images)))
+        kind, classes = getattr(pytorch_grad_cam, OF_GRAD_CAM[method]), forward(net, images).argmax(1).tolist()
+        layers = [] if method == "fullgrad" else [network.get_submodule(layer)]
+        found.append((method, "grad-cam", lambda: grad_cam(kind, network, layers, images, classes)))
     if method in OF_TORCHCAM:
         other = getattr(torchcam.methods, OF_TORCHCAM[method])
         samples = {"num_samples": MANY[method]["samples"]} if method in {"sscam", "iscam"} else {}
@@ -211,13 +216,11 @@ def peers(method: str, net: whatwhere.Classifier, images: torch.Tensor, name: st
     return found
 
 
-def grad_cam(kind: Callable, network: torch.nn.Module, layer: str, images: torch.Tensor) -> object:
-    with kind(network, [network.get_submodule(layer)]) as cam:
+def grad_cam(kind: Callable, network: torch.nn.Module, layers: list, images: torch.Tensor, classes: list) -> object:
+    with kind(network, layers) as cam:
         if hasattr(cam, "batch_size"):
             cam.batch_size = 32
-        if kind is pytorch_grad_cam.FullGrad:  # it takes no targets but those of each image
-            return cam(images, [ClassifierOutputTarget(int(c)) for c in network(images).argmax(1)])
-        return cam(images)
+        return cam(images, [ClassifierOutputTarget(index) for index in classes])
 
 
 def torch_cam(kind: Callable, network: torch.nn.Module, layer: str, images: torch.Tensor) -> object:
