@@ -40,10 +40,11 @@ def main() -> None:
     paths = image_files(options.folder)
     paths = sorted(random.Random(0).sample(paths, min(options.pictures, len(paths))))
     net = whatwhere.load().compiled("openvino")
-    known = {row["picture"] for row in rows_in(options.to)}
+    known = {(row["picture"], row["method"]) for row in rows_in(options.to)}
     for path in paths:
-        if path.stem not in known:
-            measured = study(net, net.preprocess(whatwhere.open_photo(path))[0][None])
+        missing = {name: method for name, method in methods().items() if (path.stem, name) not in known}
+        if missing:
+            measured = study(net, net.preprocess(whatwhere.open_photo(path))[0][None], missing)
             with options.to.open("a", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
                 if file.tell() == 0:
@@ -54,7 +55,7 @@ def main() -> None:
 
 def methods() -> dict:
     found = {"scorecam": METHODS["scorecam"], "cam": METHODS["cam"], "best less worst of k=10": best_less_worst}
-    for k in (10, 16, 32, 64):
+    for k in (5, 10, 16, 32, 64):
         found[f"clustercam k={k}"] = partial(METHODS["clustercam"], k=k)
     for k in (10, 32):
         found[f"clustercam k={k}, no polynomial"] = partial(METHODS["clustercam"], k=k, degree=None)
@@ -66,16 +67,17 @@ def best_less_worst(trace: Trace, score: Score) -> torch.Tensor:
     return torch.stack([one.maps[0] - one.maps[-1] for one in clusters(trace, score, k=10)])
 
 
-def study(net: whatwhere.Classifier, image: torch.Tensor) -> list[dict[str, object]]:
+def study(net: whatwhere.Classifier, image: torch.Tensor, missing: dict) -> list[dict[str, object]]:
     trace = net.trace(image)
     target = int(trace.logits.argmax())
     size = (image.shape[2], image.shape[3])
-    heats = {
-        name: upsample(unit(positive(method(trace, of_class(target)))), size)[0] for name, method in methods().items()
-    }
+    asked = {"scorecam": METHODS["scorecam"], **missing}
+    maps = {name: method(trace, of_class(target)) for name, method in asked.items()}
+    heats = {name: upsample(unit(positive(one)), size)[0] for name, one in maps.items()}
     blurred = gaussian_blur(image, [11, 11], [5.0, 5.0])
     found: list[dict[str, object]] = []
-    for name, heat in heats.items():
+    for name in missing:
+        heat = heats[name]
         both = torch.corrcoef(torch.stack([heat.flatten(), heats["scorecam"].flatten()]))[0, 1]
         inserted, deleted = area(net, heat, blurred, image, target), area(net, heat, image, image * 0, target)
         numbers = {"insertion": inserted, "deletion": deleted, "correlation": float(both)}

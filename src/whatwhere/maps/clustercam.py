@@ -37,7 +37,7 @@ def clustercam(
     trace: Trace,
     score: Score,
     *,
-    k: int = 32,
+    k: int = 10,
     degree: int | None = 10,
     layers: Sequence[str] = (),
     seed: int = 0,
@@ -55,7 +55,8 @@ def clustercam(
     Args:
         trace: what the network saw.
         score: what is explained, taken as ``scorecam`` does.
-        k: groups; 10 in the paper. With 32, insertion and deletion are those of Score-CAM (benchmarks/clusters.md).
+        k: groups; 10 as in the paper, with which insertion and deletion are those of Score-CAM already, while 64 give
+            nearer to its map (benchmarks/clusters.md).
         degree: of the polynomial, fitted by least squares from a channel's values to their ranks, and kept in [0, 1];
             None for none.
         layers: whose channels are grouped, on the finest of their grids; by default those of the trace.
@@ -73,7 +74,7 @@ def clusters(
     trace: Trace,
     score: Score,
     *,
-    k: int = 32,
+    k: int = 10,
     degree: int | None = 10,
     layers: Sequence[str] = (),
     seed: int = 0,
