@@ -55,7 +55,7 @@ def main() -> None:
 
 def methods() -> dict:
     found = {"scorecam": METHODS["scorecam"], "cam": METHODS["cam"], "best less worst of k=10": best_less_worst}
-    for k in (5, 10, 16, 32, 64):
+    for k in (10, 16, 32, 64):
         found[f"clustercam k={k}"] = partial(METHODS["clustercam"], k=k)
     for k in (10, 32):
         found[f"clustercam k={k}, no polynomial"] = partial(METHODS["clustercam"], k=k, degree=None)
