@@ -298,12 +298,18 @@ def in_short(rows: list[dict[str, str]]) -> str:
         columns, heads = columns_of(rows, part)
         lines += ["", f"| {part} | {' | '.join(heads)} | fastest peer |", f"|---|{'---|' * (len(heads) + 1)}"]
         for method in dict.fromkeys(row["method"] for row in rows if row["part"] == part):
-            found = [medians(rows, part, column, method) for column in columns]
+            found = [
+                {
+                    library: statistics.median(shares)
+                    for library, shares in shares_of(rows, part, column, method).items()
+                }
+                for column in columns
+            ]
             cells = []
             for library in dict.fromkeys(library for one in found for library in one):
                 if library not in PEERS:
                     texts = [brief(one[library]) if library in one else "" for one in found]
-                    theirs = [min([one[peer] for peer in PEERS if peer in one], default=None) for one in found]
+                    theirs = [min(of_peers(one).values(), default=None) for one in found]
                     both = [
                         f"{text} / {brief(peer)}" if text and peer else text
                         for text, peer in zip(texts, theirs, strict=True)
@@ -319,12 +325,13 @@ def of_peers(medians_of: dict[str, float]) -> dict[str, float]:
     return {library: value for library, value in medians_of.items() if library in PEERS}
 
 
-def medians(rows: list[dict[str, str]], part: str, column: tuple[str, str], method: str) -> dict[str, float]:
+def shares_of(rows: list[dict[str, str]], part: str, column: tuple[str, str], method: str) -> dict[str, list[float]]:
+    """Of each library, the ratios of all rounds."""
     shares: dict[str, list[float]] = {}
     for row in rows:
         if (row["part"], row["network"], row["batch"], row["method"]) == (part, *column, method):
             shares.setdefault(row["library"], []).append(float(row["value"]) / float(row["forward"]))
-    return {library: statistics.median(values) for library, values in shares.items()}
+    return shares
 
 
 def columns_of(rows: list[dict[str, str]], part: str) -> tuple[list[tuple[str, str]], list[str]]:
@@ -347,17 +354,7 @@ def in_full(rows: list[dict[str, str]]) -> str:
         columns, heads = columns_of(rows, part)
         lines += ["", f"| {part} | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
         for method, library in dict.fromkeys((row["method"], row["library"]) for row in rows if row["part"] == part):
-            cells = [
-                cell(
-                    [
-                        float(row["value"]) / float(row["forward"])
-                        for row in rows
-                        if (row["part"], row["network"], row["batch"]) == (part, *column)
-                        and (row["method"], row["library"]) == (method, library)
-                    ]
-                )
-                for column in columns
-            ]
+            cells = [cell(shares_of(rows, part, column, method).get(library, [])) for column in columns]
             lines.append(f"| {method} | {library} | {' | '.join(cells)} |")
     return "\n".join(lines[1:])
 

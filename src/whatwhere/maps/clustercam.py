@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whatwhere.classifiers.classifier import Trace, full_precision
 from whatwhere.errors import InputError
-from whatwhere.maps.seen import Batch, scores_seen_through
+from whatwhere.maps.seen import Batch, scores_seen_through, varying
 from whatwhere.maps.shape import unit, upsample
 from whatwhere.types import Extent, Features, Maps, Score
 
@@ -85,8 +85,7 @@ def clusters(
         raise InputError(f"k and degree are whole numbers of at least 1, got {k} and {degree}")
     found = []
     for i, channels in enumerate(_channels(trace, layers)):
-        flat = channels.flatten(1)
-        live = (flat.amax(1) > flat.amin(1)).nonzero().flatten()
+        flat, live = channels.flatten(1), varying(channels)
         values = unit(channels[live]).flatten(1)
         with full_precision(values):
             group = kmeans(values if degree is None else evened(values, degree), k, seed)

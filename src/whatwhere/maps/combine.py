@@ -33,14 +33,19 @@ def smooth(method: "Method", *, samples: int = 8, noise: float = 0.15, seed: int
     Raises:
         InputError: no samples, or negative noise.
     """
-    if samples < 1 or noise < 0:
-        raise InputError(f"wanted at least 1 sample and noise of at least 0, got {samples} and {noise}")
+    check_noise(samples, noise)
 
     def smoothed(trace: Trace, score: Score) -> Maps:
         maps = [method(trace.net.trace(images), score) for images in with_noise(trace.images, samples, noise, seed)]
         return torch.stack(maps).mean(0)
 
     return _named(smoothed, "smooth", method)
+
+
+def check_noise(samples: int, noise: float) -> None:
+    """Raises an InputError where ``with_noise`` would have nothing to give."""
+    if samples < 1 or noise < 0:
+        raise InputError(f"wanted at least 1 sample and noise of at least 0, got {samples} and {noise}")
 
 
 def with_noise(images: Images, samples: int, noise: float, seed: int) -> Iterator[Images]:

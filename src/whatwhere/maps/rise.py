@@ -1,6 +1,7 @@
 """RISE: random masks, weighted by what the network says of the image seen through them."""
 
 import math
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -52,19 +53,14 @@ def rise(
     size = trace.images.shape[2], trace.images.shape[3]
     masks, key = _Masks(size, samples, cells, share, seed), ("rise", samples, cells, share, seed)
     at_once = per_batch(trace.images[0, 0].numel(), AUTO_PIXELS, batch)
-    maps = []
-    for i in range(len(trace.images)):
-        scores = scores_seen_through(
-            trace, score, i, masks.__getitem__, samples, read="probability", batch=batch, key=key
-        )
+    seen = partial(scores_seen_through, trace, score, read="probability", batch=batch, key=key)
+    scores = torch.stack([seen(i, masks.__getitem__, samples) for i in range(len(trace.images))])
+    maps = scores.new_zeros(len(scores), *size)
+    with full_precision(scores):
         # the masks are made again, since all of them together would take more memory than anything else here
-        with full_precision(scores):
-            weighted = (
-                torch.einsum("n,nhw->hw", scores[part.start : part.stop], masks[part].to(scores))
-                for part in parts(samples, at_once)
-            )
-            maps.append(sum(weighted, scores.new_zeros(size)) / (samples * share))
-    return torch.stack(maps)
+        for part in parts(samples, at_once):
+            maps += torch.einsum("bn,nhw->bhw", scores[:, part.start : part.stop], masks[part].to(scores))
+    return maps / (samples * share)
 
 
 class _Masks:

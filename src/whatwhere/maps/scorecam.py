@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whatwhere.classifiers.classifier import Trace
 from whatwhere.errors import InputError
-from whatwhere.maps.seen import Batch, Read, score_of_one, scores_seen_through
+from whatwhere.maps.seen import Batch, Read, score_of_one, scores_seen_through, varying
 from whatwhere.maps.shape import unit, upsample
 from whatwhere.maps.weighted import Weighted
 from whatwhere.types import Extent, Maps, Score, Weights
@@ -129,13 +129,15 @@ def _weights(
     size = tuple(trace.images.shape[2:])
     read: Read = "logit" if weighting == "softmax" else "probability"
     weights = trace.features.detach().new_zeros(trace.features.shape[:2])
+    if weighting == "increase":
+        black = trace.net.logits(trace.images[:1] * 0)
     for i, features in enumerate(trace.features.detach()):
-        live = (features.flatten(1).amax(1) > features.flatten(1).amin(1)).nonzero().flatten()
+        live = varying(features)
         masks, count = partial(_masks, features[live], mask, samples, size), len(live) * samples
         seen = partial(scores_seen_through, trace, score, i, read=read, batch=batch)
         values = seen(masks, count, key=(key, samples)).reshape(len(live), samples).mean(1)
         if weighting == "increase":
-            values = values - score_of_one(trace, score, i, trace.net.logits(trace.images[i : i + 1] * 0), read=read)
+            values = values - score_of_one(trace, score, i, black, read=read)
         weights[i, live] = values.softmax(0) if weighting == "softmax" else values
     return weights
 

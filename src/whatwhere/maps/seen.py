@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from whatwhere.classifiers.classifier import Trace
@@ -84,6 +84,12 @@ def score_of_one(trace: Trace, score: Score, image: int, logits: Logits, *, read
 def score_of_whole(trace: Trace, score: Score) -> Scores:
     """The score of the images as they are, without gradients."""
     return each(score, trace.logits.detach()[None])[0]
+
+
+def varying(channels: Float[Tensor, "c *yx"]) -> Int[Tensor, "n"]:
+    """The numbers of the channels that are not constant; through the others there is nothing to see."""
+    flat = channels.flatten(1)
+    return (flat.amax(1) > flat.amin(1)).nonzero().flatten()
 
 
 def per_batch(cost: int, budget: int, batch: Batch) -> int:

@@ -3,8 +3,7 @@
 import torch
 
 from whatwhere.classifiers.classifier import Trace
-from whatwhere.errors import InputError
-from whatwhere.maps.combine import with_noise
+from whatwhere.maps.combine import check_noise, with_noise
 from whatwhere.maps.weighted import Weighted
 from whatwhere.types import Score, Weights
 
@@ -28,8 +27,7 @@ def smoothgradcampp(trace: Trace, score: Score, *, samples: int = 4, noise: floa
     Raises:
         InputError: no samples, or negative noise.
     """
-    if samples < 1 or noise < 0:
-        raise InputError(f"wanted at least 1 sample and noise of at least 0, got {samples} and {noise}")
+    check_noise(samples, noise)
     features = trace.features.detach().flatten(2)
     first, second, third = (torch.zeros_like(features) for _ in range(3))
     for noisy in with_noise(trace.images, samples, noise, seed):
