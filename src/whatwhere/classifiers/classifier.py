@@ -211,10 +211,15 @@ class Classifier(ABC):
             InputError: not a batch of images, or nan or infinite values among them (names which image).
             UnsupportedError: the network gives no features or logits that can be used.
         """
+        with self._looking_at(images) as images:
+            return self._traced(images, *self._split_run(images))
+
+    @contextmanager
+    def _looking_at(self, images: Images) -> Iterator[Images]:
+        """The images, checked and fit for gradients, while the network is in evaluation mode."""
         images = self._checked(images)
         with undisturbed(self.network), torch.inference_mode(False):
-            images = images.clone() if images.is_inference() else images
-            return self._traced(images, *self._split_run(images))
+            yield images.clone() if images.is_inference() else images
 
     def _traced(self, images: Images, features: Tensor, logits: Tensor, computed: torch.dtype) -> Trace:
         if logits.shape != (len(images), len(self.labels)):

@@ -54,9 +54,7 @@ class HookedClassifier(Classifier):
         if not layers:
             return super().traces(images, layers)
         nets = [self.at(layer) for layer in layers]
-        images = self._checked(images)
-        with undisturbed(self.network), torch.inference_mode(False):
-            images = images.clone() if images.is_inference() else images
+        with self._looking_at(images) as images:
             cuts, logits = self._run(images, layers)
             return [net._traced(images, cut.features, logits, cut.dtype) for net, cut in zip(nets, cuts, strict=True)]
 
