@@ -1,7 +1,7 @@
 """What every map method costs, beside its peers: time as a ratio to a plain forward of the same batch, and memory.
 
     pip install '.[bench]'
-    python benchmarks/methods.py looks many memory [--to benchmarks/methods.csv]
+    python benchmarks/methods.py memory looks many [--to benchmarks/methods.csv]
 
 ``looks`` are the methods of one look or a few, at batch 1 and 16; ``many`` those of many forwards, an image at a
 time, since each costs as much; ``memory`` is the peak over what holds the network and its input. All are taken in
@@ -42,7 +42,7 @@ NETWORKS = {
     "torchvision/vgg16_bn": "features.43",
 }
 """Each with the layer after which it is split, which the peers are told."""
-ROUNDS = {"looks": {1: (30, 15, 5), 16: (6, 3, 2)}, "many": {1: (2, 1, 1)}}
+ROUNDS = {"looks": {1: (30, 15, 6), 16: (8, 3, 2)}, "many": {1: (3, 1, 1)}}
 """At each batch, on each network."""
 
 PEERS = ("grad-cam", "torchcam", "captum")
@@ -108,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=["looks", "many", "memory", []])
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 16])
     parser.add_argument("--rounds", type=int, help="fewer rounds, or more")
     parser.add_argument("--to", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--malloc", choices=["kept", "default"], default="kept", help="freed memory stays, or not")
@@ -121,6 +122,8 @@ def main() -> None:
         for at, name in enumerate(NETWORKS):
             if part != "memory" and name in options.networks:
                 for batch, rounds in ROUNDS[part].items():
+                    if batch not in options.batches:
+                        continue
                     timed(part, name, batch, options.rounds or rounds[at], options.to)
     rows = list(csv.DictReader(options.to.open(newline="")))
     print(f"{machine()}\n\n{in_short(rows)}\n\n{in_full(rows)}")
@@ -130,8 +133,8 @@ def timed(part: str, name: str, batch: int, rounds: int, to: Path) -> None:
     net = loaded(name)
     images = photographs(net, batch)
     runs = looks(net, images, name) if part == "looks" else many(net, images, name)
-    for _, _, run in runs if part == "looks" else []:
-        run()
+    for _, _, run in looks(net, images[:1], name) if part == "looks" else []:
+        run()  # to warm up
     base = partial(forward, net, images)
     for _ in range(3):
         base()
@@ -180,9 +183,8 @@ def looks(net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tu
     lawful = name != "torchvision/vgg16_bn"
     if lawful:
         runs.append(("cam of all classes", "whatwhere", lambda: net.class_maps(net.trace(images))))
-        for backend, dtype in (("onnxruntime", torch.float32), ("openvino", torch.bfloat16)):
-            fast = net.compiled(backend, dtype)
-            label = f"cam of all classes, {backend}, {str(dtype).removeprefix('torch.')}"
+        for engine, fast in compiled(net, images).items():
+            label = f"cam of all classes, {engine}"
             runs.append((label, "whatwhere", lambda fast=fast: fast.class_maps(fast.trace(images))))
     for method in LOOKS:
         if method != "cam" or lawful:
@@ -192,9 +194,7 @@ def looks(net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tu
 
 
 def many(net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tuple[str, str, Run]]:
-    engines = {"whatwhere": net}
-    for dtype in (torch.float32, torch.bfloat16):
-        engines[f"whatwhere, openvino, {str(dtype).removeprefix('torch.')}"] = net.compiled("openvino", dtype)
+    engines = {"whatwhere": net} | {f"whatwhere, {name}": fast for name, fast in compiled(net, images).items()}
     for engine in engines.values():
         METHODS["clustercam"](engine.trace(images), top_class, k=40)  # to warm up
     runs: list[tuple[str, str, Run]] = []
@@ -206,6 +206,21 @@ def many(net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tup
                 runs.append((method, library, ours(engine, images, partial(METHODS[method], **options))))
         runs += peers(method, net, images, name)
     return runs
+
+
+def compiled(net: whatwhere.Classifier, images: torch.Tensor) -> dict[str, whatwhere.Classifier]:
+    """Those engines that compute in what they are asked for: not all processors have bfloat16."""
+    found = {}
+    for backend, dtype in (
+        ("onnxruntime", torch.float32),
+        ("openvino", torch.float32),
+        ("openvino", torch.bfloat16),
+    ):
+        fast = net.compiled(backend, dtype)
+        fast.trace(images[:1])
+        if fast.network.computed == dtype:
+            found[f"{backend}, {str(dtype).removeprefix('torch.')}"] = fast
+    return found
 
 
 def peers(method: str, net: whatwhere.Classifier, images: torch.Tensor, name: str) -> list[tuple[str, str, Run]]:
