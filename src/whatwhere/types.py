@@ -12,7 +12,7 @@ stands before h w and before y x: ``*hw`` and ``*yx`` are two axes or three.
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int8, UInt8
 from torch import Tensor
 
 Images = Float[Tensor, "b d *hw"]
@@ -38,6 +38,8 @@ Heat = Float[np.ndarray, "H W"]
 """A map brought to the original image's pixels, in [0, 1]."""
 Mask = Bool[np.ndarray, "H W"]
 """Pixels of the original image that belong to a region."""
+Truth = Int8[np.ndarray, "H W"]
+"""What a data set says of each pixel: 1 on the object, 0 off it, -1 where that is not known."""
 
 Size = tuple[int, int]
 """(height, width)"""
