@@ -7,6 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from PIL import Image
+from scenes import scene, tight
 from typer.testing import CliRunner
 
 import whatwhere
@@ -30,7 +31,7 @@ def test_demo(tmp_path):
     assert "Egyptian cat" in result.stdout
     assert "espresso" in result.stdout
     names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
-    photos = [f"photos/{name}.jpg" for name in ("chelsea", "coffee", "rocket")]
+    photos = ["photos/boxes.csv", *(f"photos/{name}.jpg" for name in ("chelsea", "coffee", "rocket"))]
     assert names == ["chelsea.png", "coffee.png", "index.html", *photos, "rocket.png"]
 
 
@@ -193,3 +194,92 @@ def test_defaults_are_shown():
 def test_a_number_stays_a_number(photos):
     result = run("explain", photos[0], "--json", "--threshold", "0.3")
     assert json.loads(result.stdout)["threshold"] == 0.3
+
+
+@pytest.fixture(scope="module")
+def scenes_on_disk(tmp_path_factory):
+    """Ellipses in two classes with boxes, as a data set for the embedded network by a mapping."""
+    root = tmp_path_factory.mktemp("data") / "set"
+    rows = ["path,class,x0,y0,x1,y1"]
+    for number in range(6):
+        pixels, mask = scene(number, (60, 80))
+        name = f"val/{'ab'[number % 2]}/{number}.png"
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / name)
+        rows.append(f"{name},{'ab'[number % 2]},{','.join(str(edge) for edge in tight(mask).to_list())}")
+    (root / "boxes.csv").write_text("\n".join(rows) + "\n")
+    (root / "map.csv").write_text("class,index\na,285\nb,tabby\n")
+    return root
+
+
+def test_evaluate_prints_a_table_and_writes_a_page(scenes_on_disk, tmp_path):
+    words = ["evaluate", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
+    result = run(*words, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "MaxBoxAccV2" in result.stdout
+    assert "centre Gaussian" in result.stdout
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["evaluation.npz", "images.csv", "index.html", "results.json"]
+    again = run(*words, "--out", tmp_path / "out")
+    assert again.stdout == result.stdout
+    other = run(*words, "--out", tmp_path / "out", "--method", "layercam")
+    assert other.exit_code == 2
+    assert "use another folder" in other.stderr
+
+
+def test_shards_are_added(scenes_on_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr("whatwhere.evaluation.evaluate.CHUNK", 2)
+    monkeypatch.setattr("whatwhere.evaluation.run.CHUNK", 2)
+    words = ["evaluate", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
+    whole = run(*words)
+    for shard in ("1/2", "2/2"):
+        result = run(*words, "--out", tmp_path / "out", "--shard", shard)
+        assert result.exit_code == 0, result.output
+        assert "whatwhere report adds them" in result.stderr
+    result = run("report", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == whole.stdout
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_compare_leaves_out_what_does_not_apply(scenes_on_disk, tmp_path, monkeypatch):
+    from whatwhere.maps import METHODS
+
+    for name in set(METHODS) - {"cam", "gradcam", "rollout"}:
+        monkeypatch.delitem(METHODS, name)
+    words = ["compare", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
+    result = run(*words, "--methods", "all", "--images", "3", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "left out" in result.stderr
+    assert "rollout" in result.stderr
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Methods side by side" in page
+    assert "Agreement" in page
+
+
+def test_calibrate_saves_a_threshold_that_explain_takes(scenes_on_disk, tmp_path, photos):
+    words = ["calibrate", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
+    result = run(*words, "--to", tmp_path / "run", "--methods", "gradcam,layercam")
+    assert result.exit_code == 0, result.output
+    shares = dict(line.split(": ") for line in result.stdout.splitlines())
+    assert shares.keys() == {"gradcam", "layercam"}
+    seen = run("explain", photos[0], "--model", tmp_path / "run", "--json")
+    assert json.loads(seen.stdout)["threshold"] == pytest.approx(float(shares["gradcam"].split()[0]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (["--method", "gradcm"], "nearest: gradcam", 2),
+        (["--protocol", "wsol"], "nearest: wsol2020", 2),
+        (["--shard", "3/2"], "a shard is one of", 2),
+        (["--shard", "x"], "a shard is written 2/4", 2),
+        (["--layout", "cocoa"], "nearest: coco", 2),
+        (["--split", "tset"], "it has val", 2),
+        (["--map", "nothing.csv"], "nothing.csv: cannot be read", 1),
+    ],
+)
+def test_wrong_words_to_evaluate(scenes_on_disk, words, message, code):
+    result = run("evaluate", "efficientnet-lite0", scenes_on_disk, *words)
+    assert result.exit_code == code
+    assert message in result.stderr

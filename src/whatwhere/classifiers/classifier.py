@@ -135,6 +135,8 @@ class Classifier(ABC):
         preprocess: photo -> input.
         name: what ``load`` would take, or the class of the module.
         activation: "softmax" for one class an image, "sigmoid" for any number of them.
+        thresholds: by the name of a map method, the share of a map's maximum that makes the best boxes, where that
+            has been measured (``whatwhere calibrate``). They are of this layer.
     """
 
     def __init__(
@@ -150,6 +152,7 @@ class Classifier(ABC):
         self.preprocess = preprocess
         self.name = name
         self.activation: Activation = activation
+        self.thresholds: dict[str, float] = {}
         if activation not in get_args(Activation):
             raise InputError(f"activation is one of {', '.join(get_args(Activation))}, got {activation!r}")
 

@@ -24,7 +24,7 @@ WEIGHTS, RUN = "model.safetensors", "run.toml"
 
 
 def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
-    """Write a classifier to a folder that ``load`` takes: weights, labels, preprocessing, where it is split.
+    """Write a classifier to a folder that ``load`` takes: weights, labels, preprocessing, split, thresholds.
 
     Only named networks can be built again from their name; others keep their own code.
 
@@ -45,6 +45,8 @@ def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
     }
     if isinstance(net, HookedClassifier):
         run["model"]["layer"] = net.layer
+    if net.thresholds:
+        run["thresholds"] = net.thresholds
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         # written aside and renamed, so that no file is ever half there
@@ -81,12 +83,13 @@ def load_run(
         activation = activation or model["activation"]
         if activation not in get_args(Activation):
             raise ValueError(f"activation = {activation!r}")
+        thresholds = {str(method): float(share) for method, share in run.get("thresholds", {}).items()}
     except FileNotFoundError as error:
         raise DataError(f"{name}: not a saved run, it has no {RUN}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise DataError(f"{name}: its {RUN} is damaged: {error}") from error
     load_weights(network, read_weights(folder / WEIGHTS), name)
-    return around(
+    net = around(
         network,
         name=model["name"],
         labels=labels,
@@ -94,3 +97,6 @@ def load_run(
         activation=activation,
         layer=layer or model.get("layer"),
     )
+    if layer in {None, model.get("layer")}:
+        net.thresholds = thresholds
+    return net

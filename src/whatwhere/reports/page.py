@@ -14,7 +14,7 @@ from whatwhere.explanation import Explanation
 from whatwhere.images import printable
 from whatwhere.reports.picture import draw, write
 
-_pages = Environment(
+pages = Environment(
     loader=PackageLoader("whatwhere", "reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
 
@@ -36,7 +36,7 @@ def write_report(seen: Iterable[list[Explanation]], folder: Path, model: str, *,
     with tempfile.TemporaryDirectory(dir=folder, prefix=".whatwhere-") as scratch:
         aside = Path(scratch, "index.html")
         with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            for text in _pages.get_template("page.html.j2").generate(
+            for text in pages.get_template("page.html.j2").generate(
                 entries=_entries(seen, folder, keep), model=model
             ):
                 file.write(text)
@@ -59,12 +59,13 @@ def _entries(seen: Iterable[list[Explanation]], folder: Path, keep: Collection[P
         yield {
             "source": explanations[0].source,
             "seen": explanations,
-            "picture": _data_uri(picture),
+            "picture": data_uri(picture),
             "name": printable(name),
         }
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
+    """The picture itself as an address, as JPEG."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

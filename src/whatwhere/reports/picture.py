@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from whatwhere.errors import InputError, nearest
 from whatwhere.explanation import Explanation
-from whatwhere.types import Pixels
+from whatwhere.geometry import Box
+from whatwhere.types import Heat, Pixels
 
 _COLORMAPS = {
     name.removeprefix("COLORMAP_").lower(): getattr(cv2, name) for name in dir(cv2) if name.startswith("COLORMAP_")
@@ -69,16 +70,34 @@ def caption(one: Explanation) -> str:
 
 def overlay(one: Explanation, *, opacity: float = 0.5, colormap: str = "turbo") -> Pixels:
     """The heat in colour over the grey picture, (H W 3); what the network did not see is darkened."""
-    levels = np.round(one.heat * 255).astype(np.uint8)
-    colour = cv2.cvtColor(cv2.applyColorMap(levels, _COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
-    grey = cv2.cvtColor(cv2.cvtColor(one.pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    base = cv2.addWeighted(one.pixels, 0.5, grey, 0.5, 0)
-    blend = cv2.addWeighted(colour, opacity, base, 1 - opacity, 0)
+    blend = coloured(one.pixels, one.heat, opacity=opacity, colormap=colormap)
     seen = one.frame.seen
     y0, y1, x0, x1 = (max(0, round(edge)) for edge in (seen.y0, seen.y1, seen.x0, seen.x1))
-    out: Pixels = grey // 3
+    out: Pixels = _grey(one.pixels) // 3
     out[y0:y1, x0:x1] = blend[y0:y1, x0:x1]
     return out
+
+
+def coloured(pixels: Pixels, heat: Heat, *, opacity: float = 0.5, colormap: str = "turbo") -> Pixels:
+    """Heat in colour over a picture that is half grey, (H W 3)."""
+    levels = np.round(heat * 255).astype(np.uint8)
+    colour = cv2.cvtColor(cv2.applyColorMap(levels, _COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
+    base = cv2.addWeighted(pixels, 0.5, _grey(pixels), 0.5, 0)
+    blend: Pixels = cv2.addWeighted(colour, opacity, base, 1 - opacity, 0)
+    return blend
+
+
+def textured(pixels: Pixels, heat: Heat) -> Pixels:
+    """The picture itself, as strong as the heat (relative to its maximum), over plain grey; (H W 3)."""
+    top = float(heat.max())
+    share = (heat / top if top > 0 else heat)[..., None]
+    shown: Pixels = np.round(pixels * share + 128 * (1 - share)).astype(np.uint8)
+    return shown
+
+
+def _grey(pixels: Pixels) -> Pixels:
+    grey: Pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return grey
 
 
 def write(picture: Image.Image, path: Path) -> None:
@@ -107,13 +126,17 @@ def _outline(panel: Image.Image, one: Explanation) -> None:
     pen = ImageDraw.Draw(panel)
     scale = panel.width / one.size[1], panel.height / one.size[0]
     for rank, box in reversed(list(enumerate(one.boxes))):
-        # the outline's outer edge lies on the last pixels inside the half-open box
-        x0, y0 = round(box.x0 * scale[0]), round(box.y0 * scale[1])
-        x1, y1 = max(x0, round(box.x1 * scale[0]) - 1), max(y0, round(box.y1 * scale[1]) - 1)
-        thick = 3 if rank == 0 else 1
-        pen.rectangle((x0, y0, x1, y1), outline=_INK, width=thick + 2)
-        if x1 - x0 > 4 and y1 - y0 > 4:
-            pen.rectangle((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=_BOX, width=thick)
+        scaled = Box(box.x0 * scale[0], box.y0 * scale[1], box.x1 * scale[0], box.y1 * scale[1])
+        outline(pen, scaled, _BOX, thick=3 if rank == 0 else 1)
+
+
+def outline(pen: ImageDraw.ImageDraw, box: Box, colour: tuple[int, int, int], *, thick: int = 1) -> None:
+    """A box's outline between two dark lines; its outer edge lies on the last pixels inside the half-open box."""
+    x0, y0 = round(box.x0), round(box.y0)
+    x1, y1 = max(x0, round(box.x1) - 1), max(y0, round(box.y1) - 1)
+    pen.rectangle((x0, y0, x1, y1), outline=_INK, width=thick + 2)
+    if x1 - x0 > 4 and y1 - y0 > 4:
+        pen.rectangle((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=colour, width=thick)
 
 
 def _beside(panels: list[Image.Image], captions: list[str]) -> Image.Image:

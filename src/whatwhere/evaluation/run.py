@@ -1,0 +1,105 @@
+"""An evaluation that is written down while it goes, cut into shards, taken up again; and what comes of it."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from whatwhere.classifiers.classifier import Classifier
+from whatwhere.datasets.sample import Dataset
+from whatwhere.errors import DataError, InputError
+from whatwhere.evaluation.evaluate import CHUNK, Evaluation, Plan, evaluate, evaluate_each, plan_of, settings_of
+from whatwhere.images import printable
+
+SAVED_EVERY = 30.0
+"""Seconds, after which a run is written down."""
+
+
+def run(
+    net: Classifier, dataset: Dataset, plan: Plan, folder: Path | None = None, shard: tuple[int, int] = (1, 1)
+) -> Iterator[Evaluation]:
+    """The growing sum, part after part.
+
+    Args:
+        net: the classifier.
+        dataset: its samples.
+        plan: methods and rules.
+        folder: the sum is written there every half a minute and at the end, and what is in it is not done again.
+        shard: which of how many; together they are the whole, and their sum is that of one run to the last bit.
+
+    Raises:
+        InputError: the folder holds an evaluation of other settings; no such shard.
+    """
+    which, of = shard
+    if not 1 <= which <= of:
+        raise InputError(f"a shard is one of 1/{of}, ..., {of}/{of}, got {which}/{of}")
+    chunks = list(range(which - 1, -(-len(dataset) // CHUNK), of))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    file = None if folder is None else folder / ("evaluation.npz" if of == 1 else f"evaluation-{which}-of-{of}.npz")
+    total = Evaluation.load(file) if file is not None and file.exists() else None
+    if total is not None:
+        try:
+            total = Evaluation(settings_of(net, dataset, plan)) + total  # checks that they are the same
+        except InputError as error:
+            raise InputError(f"{printable(file or '')}: {error}; use another folder, or remove that file") from None
+        yield total
+    chunks = [one for one in chunks if total is None or one not in total.chunks]
+    saved = time.monotonic()
+    try:
+        for part in evaluate_each(net, dataset, plan, chunks=chunks):
+            total = part if total is None else total + part
+            if file is not None and time.monotonic() - saved > SAVED_EVERY:
+                total.save(file)
+                saved = time.monotonic()
+            yield total
+    finally:
+        if file is not None and total is not None and chunks:
+            total.save(file)
+
+
+def gathered(folder: Path) -> Evaluation:
+    """The sum of all evaluations in a folder, shards or the whole.
+
+    Raises:
+        DataError: there are none.
+        InputError: they are of different settings, or overlap.
+    """
+    files = sorted(folder.glob("evaluation*.npz"))
+    if not files:
+        raise DataError(f"{printable(folder)}: no evaluation*.npz in this folder")
+    total = Evaluation.load(files[0])
+    for file in files[1:]:
+        total = total + Evaluation.load(file)
+    return total
+
+
+def missing(evaluation: Evaluation) -> int:
+    """How many parts of the data set are not in it yet."""
+    return -(-int(evaluation.settings["images"]) // CHUNK) - len(evaluation.chunks)
+
+
+def calibrate(
+    net: Classifier,
+    dataset: Dataset,
+    methods: Sequence[str],
+    *,
+    batch: int = 16,
+    mapping: Mapping[str, int | str] | None = None,
+) -> dict[str, float]:
+    """Choose each method's threshold on a small boxed set: the one at which MaxBoxAcc is reached.
+
+    The classifier keeps them, ``explain`` takes them, and ``save`` writes them with it. What is measured afterwards
+    is measured on other images.
+
+    Raises:
+        InputError: the data set has no boxes or masks.
+    """
+    total = evaluate(net, dataset, plan_of(methods, batch=batch, baselines=False, mapping=mapping))
+    found = {name: total.threshold(name) for name in methods}
+    if None in found.values():
+        raise InputError(
+            f"{dataset.name} has neither boxes nor masks; a threshold is chosen on images that have them"
+        )
+    thresholds = {name: float(share) for name, share in found.items() if share is not None}
+    net.thresholds.update(thresholds)
+    return thresholds
