@@ -7,7 +7,8 @@ from pathlib import Path
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.datasets.sample import Dataset
 from whatwhere.errors import DataError, InputError
-from whatwhere.evaluation.evaluate import CHUNK, Evaluation, Plan, evaluate, evaluate_each, plan_of, settings_of
+from whatwhere.evaluation.evaluate import CHUNK, Plan, evaluate, evaluate_each, plan_of, settings_of
+from whatwhere.evaluation.results import Evaluation
 from whatwhere.images import printable
 
 SAVED_EVERY = 30.0

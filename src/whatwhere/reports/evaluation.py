@@ -18,8 +18,8 @@ from whatwhere.datasets.sample import Dataset, box_around
 from whatwhere.errors import DataError, WhatWhereError
 from whatwhere.evaluation.agreement import stretched
 from whatwhere.evaluation.classification import average_precision, confused
-from whatwhere.evaluation.evaluate import Evaluation, iou_at
 from whatwhere.evaluation.localization import HITS, SHARES
+from whatwhere.evaluation.results import Evaluation, iou_at
 from whatwhere.evaluation.tally import Measure
 from whatwhere.explanation import THRESHOLD, Explanation, explain
 from whatwhere.geometry import Box
