@@ -1,0 +1,52 @@
+"""What all commands share: where they print, how errors are said, options of the same name."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from whatwhere.errors import DataError, WhatWhereError
+
+stderr = Console(stderr=True)
+# a table that goes to a file or a pipe is not folded
+stdout = Console() if sys.stdout and sys.stdout.isatty() else Console(width=10_000)
+
+MethodOption = Annotated[str, typer.Option(help="A map method; [bold]whatwhere methods[/] lists them.")]
+LayerOption = Annotated[str | None, typer.Option(help="Split the network after this layer instead.")]
+WeightsOption = Annotated[Path | None, typer.Option(help="A file of weights of your own for the model.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+
+
+def progress_of(total: int) -> Progress:
+    """A bar on stderr, where that is a terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=stderr, transient=True, disable=total < 2 or not stderr.is_terminal)
+
+
+@contextmanager
+def errors_said() -> Iterator[None]:
+    """Errors of ours become a line on stderr and an exit code: 1 for data, 2 for wrong usage."""
+    try:
+        yield
+    except WhatWhereError as error:
+        complain("error", error)
+        raise typer.Exit(1 if isinstance(error, DataError) else 2) from None
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except OSError as error:  # of what is written; what is read has errors of its own
+        complain("error", error)
+        raise typer.Exit(1) from None
+
+
+def complain(word: str, error: Exception) -> None:
+    """A line on stderr."""
+    stderr.print(f"[red]{word}[/] {escape(str(error))}", highlight=False, soft_wrap=True)

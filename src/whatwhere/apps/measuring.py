@@ -1,0 +1,274 @@
+"""The commands that measure: evaluate, compare, calibrate, report."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from whatwhere.apps.console import (
+    BatchOption,
+    DeviceOption,
+    LayerOption,
+    MethodOption,
+    WeightsOption,
+    complain,
+    errors_said,
+    progress_of,
+    stderr,
+    stdout,
+)
+from whatwhere.apps.memory import keep_freed_memory
+from whatwhere.errors import DataError, InputError
+
+app = typer.Typer()
+DataArgument = Annotated[
+    Path, typer.Argument(metavar="DATA", help="A folder of classes, or COCO, VOC, YOLO, ...: a folder or a file.")
+]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="As --model of [bold]whatwhere explain[/].")]
+SplitOption = Annotated[str | None, typer.Option(help="As the data set calls it. \\[default: test, or else val]")]
+LayoutOption = Annotated[str | None, typer.Option(help="Of the data set, where its files do not say it.")]
+MapOption = Annotated[
+    Path | None,
+    typer.Option("--map", help="CSV with the data set's classes and the model's: name or index. Has a first row."),
+]
+ImagesOption = Annotated[int | None, typer.Option(min=1, help="So many images only, always the same.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder for index.html and the numbers. What is done there is not done again.")
+]
+ProtocolOption = Annotated[str, typer.Option(help="half-open, or wsol2020: the WSOL benchmark's own rules.")]
+FaithfulOption = Annotated[
+    bool, typer.Option("--faithful", help="Insertion, deletion, ROAD, ...: hundreds of forwards an image.")
+]
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    data: DataArgument,
+    method: MethodOption = "gradcam",
+    protocol: ProtocolOption = "half-open",
+    split: SplitOption = None,
+    layout: LayoutOption = None,
+    mapping: MapOption = None,
+    images: ImagesOption = None,
+    faithful: FaithfulOption = False,
+    shard: Annotated[
+        str | None, typer.Option(help="2/4 for the second of four parts; [bold]whatwhere report[/] adds them.")
+    ] = None,
+    out: OutOption = None,
+    layer: LayerOption = None,
+    weights: WeightsOption = None,
+    batch: BatchOption = 16,
+    device: DeviceOption = None,
+) -> None:
+    """Measure what a model says and whether where it sees that is true; a table, and a page with --out.
+
+    Exit code 0; 1 where some image failed (each is named on stderr, the others are counted); 2 for wrong usage.
+    """
+    loading = {"layer": layer, "weights": weights, "device": device}
+    which = {"split": split, "layout": layout, "mapping": mapping, "images": images}
+    options = {"protocol": protocol, "faithful": faithful, "batch": batch}
+    with errors_said():
+        failed = _evaluate(model, loading, data, which, [method], options, out, shard)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def compare(
+    model: ModelArgument,
+    data: DataArgument,
+    methods: Annotated[
+        str, typer.Option(help="Names with commas between them, or all; those that do not apply are left out.")
+    ] = "gradcam,layercam,hirescam,eigencam",
+    protocol: ProtocolOption = "half-open",
+    split: SplitOption = None,
+    layout: LayoutOption = None,
+    mapping: MapOption = None,
+    images: ImagesOption = None,
+    faithful: FaithfulOption = False,
+    shard: Annotated[str | None, typer.Option(help="As of [bold]whatwhere evaluate[/].")] = None,
+    out: OutOption = None,
+    layer: LayerOption = None,
+    weights: WeightsOption = None,
+    batch: BatchOption = 16,
+    device: DeviceOption = None,
+) -> None:
+    """Measure several map methods beside one another, on the same look at every image, and how far they agree.
+
+    Exit codes as of [bold]whatwhere evaluate[/].
+    """
+    loading = {"layer": layer, "weights": weights, "device": device}
+    which = {"split": split, "layout": layout, "mapping": mapping, "images": images}
+    options = {"protocol": protocol, "faithful": faithful, "batch": batch}
+    names = ["all"] if methods.strip() == "all" else [name.strip() for name in methods.split(",")]
+    with errors_said():
+        failed = _evaluate(model, loading, data, which, names, options, out, shard)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def calibrate(
+    model: ModelArgument,
+    data: DataArgument,
+    to: Annotated[
+        Path, typer.Option(help="Folder for the model with its thresholds; a saved run may be given again.")
+    ],
+    methods: Annotated[str, typer.Option(help="Names with commas between them.")] = "gradcam",
+    split: SplitOption = None,
+    layout: LayoutOption = None,
+    mapping: MapOption = None,
+    images: ImagesOption = None,
+    layer: LayerOption = None,
+    weights: WeightsOption = None,
+    batch: BatchOption = 16,
+    device: DeviceOption = None,
+) -> None:
+    """Choose the threshold of boxes and masks on a small set that has them, and save it with the model."""
+    with errors_said():
+        import whatwhere
+        from whatwhere.evaluation.run import calibrate as chosen
+
+        keep_freed_memory()
+        net = whatwhere.load(model, layer=layer, weights=weights, device=device)
+        dataset, known = _dataset(data, {"split": split, "layout": layout, "mapping": mapping, "images": images})
+        found = chosen(net, dataset, [name.strip() for name in methods.split(",")], batch=batch, mapping=known)
+        whatwhere.save(net, to)
+        for name, share in found.items():
+            stdout.print(f"{name}: {share:.3f} of a map's maximum", highlight=False)
+        stderr.print(f"saved to {escape(str(to))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Of --out, with one evaluation or all its shards.")
+    ],
+) -> None:
+    """Add the shards of an evaluation, and write its table and page."""
+    with errors_said():
+        from whatwhere.evaluation.run import gathered
+
+        keep_freed_memory()
+        evaluation = gathered(folder)
+        net, dataset, _ = _loaded(evaluation.settings["asked"])
+        _reported(evaluation, net, dataset, folder)
+
+
+def _evaluate(
+    model: str,
+    loading: dict[str, Any],
+    data: Path,
+    which: dict[str, Any],
+    methods: list[str],
+    options: dict[str, Any],
+    out: Path | None,
+    shard: str | None,
+) -> int:
+    """Evaluate, print and write; how many images failed."""
+    from whatwhere.evaluation.evaluate import CHUNK, plan_of
+    from whatwhere.evaluation.run import run
+
+    keep_freed_memory()
+    asked = {"model": model, "data": str(data), **loading, **which}
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
+    net, dataset, known = _loaded(asked)
+    if methods == ["all"]:
+        methods = _applying(net)
+    plan = plan_of(methods, mapping=known, notes={"asked": asked}, **options)
+    part = _shard(shard)
+    evaluation = None
+    with progress_of(-(-len(dataset) // CHUNK) // part[1]) as progress:
+        task = progress.add_task("looking", total=-(-len(dataset) // CHUNK) // part[1])
+        for evaluation in run(net, dataset, plan, out, part):
+            progress.update(task, completed=len(evaluation.chunks))
+    if evaluation is None:
+        raise InputError(f"there are no images in shard {shard}")
+    if part[1] > 1 and out is not None:
+        stderr.print(
+            f"part {shard} is in {escape(str(out))}; whatwhere report adds them", highlight=False, soft_wrap=True
+        )
+        return len(evaluation.failed)
+    _reported(evaluation, net, dataset, out)
+    return len(evaluation.failed)
+
+
+def _loaded(asked: dict[str, Any]) -> tuple[Any, Any, dict[str, int | str] | None]:
+    """The classifier and the data set of an evaluation, and how their classes go together."""
+    import whatwhere
+
+    net = whatwhere.load(asked["model"], **{key: asked[key] for key in ("layer", "weights", "device")})
+    dataset, known = _dataset(Path(asked["data"]), asked)
+    return net, dataset, known
+
+
+def _dataset(data: Path, which: dict[str, Any]) -> tuple[Any, dict[str, int | str] | None]:
+    from whatwhere.datasets import open_dataset, read_mapping
+
+    dataset = open_dataset(data, which["split"], which["layout"])
+    known = read_mapping(Path(which["mapping"])) if which["mapping"] else None
+    return dataset if which["images"] is None else dataset.sampled(which["images"]), known
+
+
+def _applying(net: Any) -> list[str]:
+    """The methods that give something on this network, tried on an image of noise; the others are named."""
+    import torch
+
+    from whatwhere.errors import UnsupportedError
+    from whatwhere.maps import METHODS
+    from whatwhere.scores import top_class
+
+    noise = torch.randn(1, len(net.preprocess.mean), *net.preprocess.size, generator=torch.Generator().manual_seed(0))
+    trace, found = net.trace(noise.to(net.device)), []
+    for name, method in METHODS.items():
+        try:
+            method(trace, top_class)
+            found.append(name)
+        except UnsupportedError as error:
+            complain("left out", error)
+    return found
+
+
+def _shard(shard: str | None) -> tuple[int, int]:
+    which, slash, of = (shard or "1/1").partition("/")
+    if not (slash and which.isdecimal() and of.isdecimal()):
+        raise InputError(f"a shard is written 2/4, got {shard!r}")
+    return int(which), int(of)
+
+
+def _reported(evaluation: Any, net: Any, dataset: Any, out: Path | None) -> None:
+    """The table on stdout, failures on stderr, the page in the folder."""
+    from whatwhere.evaluation.run import missing
+    from whatwhere.reports.evaluation import columns_of, rows_of, said, write_evaluation
+
+    for why in evaluation.failed.values():
+        complain("failed", DataError(why))
+    if evaluation.left_out:
+        stderr.print(f"{evaluation.left_out} images show none of the model's classes", highlight=False)
+    if parts := missing(evaluation):
+        stderr.print(f"{parts} parts of the data set are not in it yet", highlight=False)
+    rows = rows_of(evaluation)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name, _ in rows:
+        table.add_column(name, justify="right")
+    for column in columns_of(rows):
+        table.add_row(column, *(said(column, found.get(column), interval=True) for _, found in rows))
+    thresholds = [evaluation.threshold(name) for name, _ in rows]
+    if any(one is not None for one in thresholds):
+        table.add_row("threshold", *("" if one is None else f"{one:.3f}" for one in thresholds))
+    for name, one in evaluation.classification.items():
+        stdout.print(f"{name}: {said(name, one, interval=True)}", highlight=False)
+    if table.row_count:
+        stdout.print(table)
+    if evaluation.rows:
+        first = rows[0][0]
+        for one in [one for one in evaluation.shortcuts(first) if one.reasons][:10]:
+            name = evaluation.settings["classes"][one.label]
+            stderr.print(
+                f"[yellow]shortcut?[/] {escape(name)}: {'; '.join(one.reasons)}", highlight=False, soft_wrap=True
+            )
+    if out is not None:
+        page = write_evaluation(evaluation, net, dataset, out)
+        stderr.print(f"written to {escape(str(page))}", highlight=False, soft_wrap=True)
