@@ -257,10 +257,11 @@ def test_compare_leaves_out_what_does_not_apply(scenes_on_disk, tmp_path, monkey
     assert "Agreement" in page
 
 
-def test_calibrate_saves_a_threshold_that_explain_takes(scenes_on_disk, tmp_path, photos):
-    words = ["calibrate", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
-    result = run(*words, "--to", tmp_path / "run", "--methods", "gradcam,layercam")
+def test_calibrate_saves_a_threshold_that_explain_takes(tmp_path, photos):
+    words = ["calibrate", "efficientnet-lite0", photos[0].parent, "--to", tmp_path / "run"]
+    result = run(*words, "--methods", "gradcam,layercam")
     assert result.exit_code == 0, result.output
+    assert "chosen on photos; measure on other images" in result.stderr
     shares = dict(line.split(": ") for line in result.stdout.splitlines())
     assert shares.keys() == {"gradcam", "layercam"}
     seen = run("explain", photos[0], "--model", tmp_path / "run", "--json")
@@ -274,6 +275,7 @@ def test_calibrate_saves_a_threshold_that_explain_takes(scenes_on_disk, tmp_path
         (["--protocol", "wsol"], "nearest: wsol2020", 2),
         (["--shard", "3/2"], "a shard is one of", 2),
         (["--shard", "x"], "a shard is written 2/4", 2),
+        (["--shard", "1/0"], "a shard is written 2/4", 2),
         (["--layout", "cocoa"], "nearest: coco", 2),
         (["--split", "tset"], "it has val", 2),
         (["--map", "nothing.csv"], "nothing.csv: cannot be read", 1),

@@ -177,9 +177,11 @@ def test_damaged_coco(tmp_path):
     text(tmp_path / "a.json", '{"images": []}')
     with pytest.raises(DataError, match="not COCO's annotations, or damaged: KeyError: 'categories'"):
         open_dataset(tmp_path / "a.json")
-    broken = coco(tmp_path / "b", annotations=[{"id": 4, "image_id": 10, "category_id": 7, "bbox": [1, 2, 0, 3]}])
-    with pytest.raises(DataError, match="annotation 4: a box has x0 < x1"):
-        open_dataset(broken)
+    odd = [{"id": 4, "image_id": 10, "category_id": 7, "bbox": edges} for edges in ([1, 2, 0, 3], [1, 2, 3, 3])]
+    assert open_dataset(coco(tmp_path / "b", annotations=odd)).samples[0].boxes == {1: (Box(1, 2, 4, 5),)}
+    broken = [{"id": 4, "image_id": 10, "category_id": 7, "bbox": [1, 2, "x", 3]}]
+    with pytest.raises(DataError, match="not COCO's annotations"):
+        open_dataset(coco(tmp_path / "c", annotations=broken))
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -195,9 +197,8 @@ def test_voc(tmp_path, nested):
     )
     found = open_dataset(tmp_path if nested else year)
     assert len(found.classes) == 20
-    cat, hard = found
+    (cat,) = found
     assert cat.boxes == {7: (Box(1, 2, 4, 5),)}
-    assert hard.labels == ()
     truth = cat.truth(7, (H, W))
     assert (truth[2:, 1:4] == 1).all()
     assert (truth == 1).sum() == 9
@@ -303,6 +304,78 @@ def test_places(tmp_path):
     assert found.classes == ("airfield", "bow_window/indoor")
     assert only.labels == (1,)
     assert only.photo().size == (H, W)
+
+
+def test_boxes_go_half_way_to_unknown_outlines_only():
+    truth = np.zeros((9, 20), dtype=np.int8)
+    truth[1:6, 1:7] = -1
+    truth[2:5, 2:6] = 1
+    truth[8, 15:] = -1
+    assert box_around(truth) == Box(1.5, 1.5, 6.5, 5.5)
+
+
+def test_numbers_are_no_indices_of_the_classifier(tmp_path):
+    for name in ("1", "2", "tabby"):
+        picture(tmp_path / "x" / name / "1.png")
+    found = open_dataset(tmp_path / "x")
+    assert found.indices_in(Labels(["goldfish", "shark", "ray", "tabby"])) == {2: 3}
+    assert found.indices_in(Labels(["2", "1"])) == {0: 1, 1: 0}
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path):
+    for name in ("bus", "train"):
+        picture(tmp_path / "x" / name / "1.png")
+    assert open_dataset(tmp_path / "x").classes == ("bus", "train")
+
+
+def test_rows_that_name_no_file_are_refused(folder):
+    text(folder / "boxes.csv", "path,class,x0,y0,x1,y1\n1.png,b,1,2,4,5\n")
+    with pytest.raises(DataError, match=r"boxes.csv: no row's path is a file; the first is 1.png"):
+        open_dataset(folder)
+    text(folder / "boxes.csv", "path,class,x0,y0,x1,y1\nval/b/1.png\n")
+    with pytest.raises(DataError, match=r"boxes.csv, row 2: wanted path, class"):
+        open_dataset(folder)
+
+
+def test_a_table_from_a_spreadsheet(folder):
+    (folder / "boxes.csv").write_bytes(b"\xef\xbb\xbfpath,class,x0,y0,x1,y1\r\nval/b/1.png,b,1,2,4,5\r\n")
+    assert open_dataset(folder).samples[1].boxes == {1: (Box(1, 2, 4, 5),)}
+
+
+def test_voc_of_other_classes(tmp_path):
+    picture(tmp_path / "JPEGImages" / "1.png")
+    text(tmp_path / "ImageSets" / "Main" / "test.txt", "1\n")
+    text(tmp_path / "Annotations" / "1.xml", xml("forklift", (2, 3, 4, 5)))
+    (only,) = found = open_dataset(tmp_path)
+    assert found.classes == ("forklift",)
+    assert only.boxes == {0: (Box(1, 2, 4, 5),)}
+    assert only.photo().size == (H, W)
+
+
+def test_yolo_as_other_tools_write_it(tmp_path):
+    text(tmp_path / "data.yaml", "val: ../valid/images\nnames: [yes, 1]\n")
+    (tmp_path / "valid" / "images").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(tmp_path / "valid" / "images" / "1.jpg", exif=exif)
+    text(tmp_path / "valid" / "labels" / "1.txt", "1 0.5 0.5 0.2 0.4\n")
+    (only,) = found = open_dataset(tmp_path)
+    assert found.classes == ("True", "1")
+    assert only.photo().size == (20, 10)
+    assert only.boxes == {1: (Box(4, 6, 6, 14),)}
+    text(tmp_path / "data.yaml", "val: list.txt\nnames: [a, b]\n")
+    text(tmp_path / "list.txt", "valid/images/1.jpg\n")
+    assert [sample.boxes for sample in open_dataset(tmp_path)] == [only.boxes]
+
+
+def test_masks_of_one_bit(tmp_path):
+    values = np.zeros((H, W), dtype=bool)
+    values[1:3, 2:5] = True
+    picture(tmp_path / "x" / "a" / "1.png")
+    (tmp_path / "x" / "masks" / "a").mkdir(parents=True)
+    Image.fromarray(values).save(tmp_path / "x" / "masks" / "a" / "1.png")
+    (only,) = open_dataset(tmp_path / "x")
+    assert np.array_equal(only.truth(0, (H, W)) == 1, values)
 
 
 def test_no_box_around_nothing():

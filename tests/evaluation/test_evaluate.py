@@ -15,6 +15,7 @@ from whatwhere.errors import DataError, InputError
 from whatwhere.evaluation import evaluate as room
 from whatwhere.evaluation.evaluate import evaluate, evaluate_each, plan_of
 from whatwhere.evaluation.run import calibrate, gathered, missing, run
+from whatwhere.geometry import Box
 
 LABELS = ["blue", "red"]
 
@@ -110,6 +111,28 @@ def test_an_interrupted_run_is_taken_up(red, dataset, tmp_path):
     assert gathered(tmp_path).rows == whole.rows
     with pytest.raises(InputError, match=r"differ in \['protocol'\]; use another folder"):
         list(run(red, dataset, plan_of(["gradcam"], "wsol2020"), tmp_path, (1, 1)))
+
+
+def test_what_changed_is_not_taken_up(red, dataset, tmp_path):
+    list(run(red, dataset, plan_of(["gradcam"]), tmp_path))
+    moved = replace(dataset, samples=[*dataset.samples[:-1], replace(dataset.samples[-1], boxes={})])
+    with pytest.raises(InputError, match=r"differ in \['fingerprint'\]"):
+        list(run(red, moved, plan_of(["gradcam"]), tmp_path))
+    other = red_net()
+    with torch.no_grad():
+        other[4].bias.add_(1)
+    net = whatwhere.load(other, preprocess=plain((45, 65)), labels=LABELS)
+    with pytest.raises(InputError, match=r"differ in \['fingerprint'\]"):
+        list(run(net, dataset, plan_of(["gradcam"]), tmp_path))
+
+
+def test_nothing_that_can_be_used(red, dataset, tmp_path):
+    (tmp_path / "x" / "red").mkdir(parents=True)
+    (tmp_path / "x" / "red" / "1.png").write_bytes(b"nothing")
+    found = evaluate(red, open_dataset(tmp_path / "x"), plan_of(["cam"]))
+    assert list(found.failed) == ["red/1.png"]
+    assert found.classification == {}
+    assert found.where("cam") == {}
 
 
 def test_another_plan_in_a_finished_folder_is_refused(red, dataset, tmp_path):
@@ -266,22 +289,33 @@ def test_the_network_is_asked_again(red, dataset):
     assert {"sensitivity", "CC when randomized"} <= where.keys()
 
 
-def test_calibration_is_kept_with_the_classifier(pictures, tmp_path):
-    net = whatwhere.load("torchvision/squeezenet1_1", pretrained=False, labels=None)
-    dataset = replace(open_dataset(pictures), samples=open_dataset(pictures).samples[2:4])
-    found = calibrate(net, dataset, ["gradcam"], mapping={"red": 5})
+def test_calibration_is_kept_with_the_classifier(photos, pictures, tmp_path):
+    net, dataset = whatwhere.load(), open_dataset(photos[0].parent)
+    found = calibrate(net, dataset, ["gradcam"])
     assert net.thresholds == found
     assert 0 <= found["gradcam"] < 1
     whatwhere.save(net, tmp_path / "run")
     again = whatwhere.load(tmp_path / "run")
     assert again.thresholds == found
-    (one,) = whatwhere.explain(again, dataset.samples[0].path)
+    assert whatwhere.load(tmp_path / "run", layer="blocks.4").thresholds == {}
+    (one,) = whatwhere.explain(again, photos[0])
     assert one.threshold == found["gradcam"]
-    (other,) = whatwhere.explain(again, dataset.samples[0].path, threshold=0.5)
+    (other,) = whatwhere.explain(again, photos[0], threshold=0.5)
     assert other.threshold == 0.5
-    bare = replace(dataset, samples=open_dataset(pictures).samples[:2])
+    # what is measured afterwards is measured at it
+    again.thresholds["gradcam"] = 0.9
+    measured = evaluate(again, dataset, plan_of(["gradcam", "layercam"]))
+    assert measured.threshold("gradcam") == 0.9
+    assert measured.where("gradcam")["GT-known loc"].value < measured.where("gradcam")["MaxBoxAcc"].value
+    assert measured.where("layercam")["GT-known loc"] == measured.where("layercam")["MaxBoxAcc"]
+    mapping = {"red": 5, "blue": 6}
+    bare = replace(open_dataset(pictures), samples=open_dataset(pictures).samples[:2])
     with pytest.raises(InputError, match="neither boxes nor masks"):
-        calibrate(net, bare, ["gradcam"], mapping={"red": 5, "blue": 6})
+        calibrate(net, bare, ["gradcam"], mapping=mapping)
+    (first, *_), corner = dataset.samples, (Box(0, 0, 1, 1),)
+    hopeless = replace(dataset, samples=[replace(first, boxes={label: corner for label in first.labels})])
+    with pytest.raises(InputError, match="no map of photos has a box that fits"):
+        calibrate(net, hopeless, ["gradcam"])
 
 
 def test_the_published_numbers_on_real_pictures(net, imagenet_boxes):

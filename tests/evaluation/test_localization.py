@@ -263,7 +263,7 @@ def test_the_wsol_boxes_are_scaled_and_cut():
 
 def test_the_wsol_pixels_reach_a_threshold_that_they_equal():
     levels = wsol2020.levels_of(np.array([[0.0, 0.5, 1.0]]))
-    assert levels.tolist() == [[1, 501, 1000]]
+    assert levels.tolist() == [[0, 500, 1000]]
     assert HALF_OPEN.levels(np.array([[0.0, 0.5, 1.0]])).tolist() == [[0, 500, 1000]]
 
 

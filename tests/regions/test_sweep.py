@@ -72,6 +72,11 @@ def test_what_equals_a_threshold_is_not_above_it(dtype):
         assert np.array_equal(levels > number, fraction(heat, number / 1000))
 
 
+def test_maps_that_are_rough_in_every_pixel():
+    heat = np.random.default_rng(0).random((40, 61))
+    same_as_one_by_one(levels_of(heat, 100), 100, heat)
+
+
 def test_constant_maps_have_no_components():
     assert levels_of(np.zeros((4, 6)), 10).max() == 0
     assert sweep(np.zeros((4, 6), int), 10, np.zeros((4, 6))).largest().tolist() == [-1] * 10

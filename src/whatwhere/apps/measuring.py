@@ -135,6 +135,7 @@ def calibrate(
         dataset, known = _dataset(data, {"split": split, "layout": layout, "mapping": mapping, "images": images})
         found = chosen(net, dataset, [name.strip() for name in methods.split(",")], batch=batch, mapping=known)
         whatwhere.save(net, to)
+        stderr.print(f"chosen on {escape(dataset.name)}; measure on other images", highlight=False, soft_wrap=True)
         for name, share in found.items():
             stdout.print(f"{name}: {share:.3f} of a map's maximum", highlight=False)
         stderr.print(f"saved to {escape(str(to))}", highlight=False, soft_wrap=True)
@@ -145,6 +146,7 @@ def report(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Of --out, with one evaluation or all its shards.")
     ],
+    device: DeviceOption = None,
 ) -> None:
     """Add the shards of an evaluation, and write its table and page."""
     with errors_said():
@@ -152,7 +154,11 @@ def report(
 
         keep_freed_memory()
         evaluation = gathered(folder)
-        net, dataset, _ = _loaded(evaluation.settings["asked"])
+        if "asked" not in evaluation.settings:
+            raise InputError(
+                f"{folder}: this evaluation was not made by the command; use write_evaluation from Python"
+            )
+        net, dataset, _ = _loaded(evaluation.settings["asked"] | {"device": device})
         _reported(evaluation, net, dataset, folder)
 
 
@@ -171,21 +177,25 @@ def _evaluate(
     from whatwhere.evaluation.run import run
 
     keep_freed_memory()
-    asked = {"model": model, "data": str(data), **loading, **which}
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}
+    asked = {"model": str(Path(model).resolve()) if Path(model).exists() else model, "data": data, **loading, **which}
+    asked = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in asked.items()}
     net, dataset, known = _loaded(asked)
     if methods == ["all"]:
         methods = _applying(net)
     plan = plan_of(methods, mapping=known, notes={"asked": asked}, **options)
     part = _shard(shard)
     evaluation = None
-    with progress_of(-(-len(dataset) // CHUNK) // part[1]) as progress:
-        task = progress.add_task("looking", total=-(-len(dataset) // CHUNK) // part[1])
+    chunks = len(range(part[0] - 1, -(-len(dataset) // CHUNK), part[1]))
+    with progress_of(chunks) as progress:
+        task = progress.add_task("looking", total=chunks)
         for evaluation in run(net, dataset, plan, out, part):
             progress.update(task, completed=len(evaluation.chunks))
     if evaluation is None:
-        raise InputError(f"there are no images in shard {shard}")
+        stderr.print(f"there are no images in shard {shard}", highlight=False)
+        return 0
     if part[1] > 1 and out is not None:
+        for why in evaluation.failed.values():
+            complain("failed", DataError(why))
         stderr.print(
             f"part {shard} is in {escape(str(out))}; whatwhere report adds them", highlight=False, soft_wrap=True
         )
@@ -232,7 +242,7 @@ def _applying(net: Any) -> list[str]:
 
 def _shard(shard: str | None) -> tuple[int, int]:
     which, slash, of = (shard or "1/1").partition("/")
-    if not (slash and which.isdecimal() and of.isdecimal()):
+    if not (slash and which.isdecimal() and of.isdecimal() and int(of)):
         raise InputError(f"a shard is written 2/4, got {shard!r}")
     return int(which), int(of)
 

@@ -58,7 +58,7 @@ def read_mapping(path: Path) -> dict[str, int | str]:
         DataError: it cannot be read, or a row has no two columns.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in list(csv.reader(file))[1:] if row]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{printable(path)}: cannot be read: {error}") from error

@@ -58,8 +58,10 @@ def read(root: Path, split: str | None = None) -> Dataset:
 def _instances(root: Path, split: str | None) -> Path:
     files = sorted(root.glob("annotations/instances_*.json"))
     names = [file.stem.removeprefix("instances_") for file in files]
+    if split in names:
+        return files[names.index(split)]
     for wanted in [split] if split else ["test", "val", "train", ""]:
-        for name, file in zip(names, files, strict=True):
+        for name, file in reversed(list(zip(names, files, strict=True))):  # the latest year first
             if name.startswith(wanted):
                 return file
     raise InputError(f"{printable(root)} has no split {split!r}; it has {', '.join(names)}")
@@ -83,8 +85,9 @@ def _sample(
     for one in annotations:
         if not one.get("iscrowd") and one.get("bbox"):
             x, y, width, height = one["bbox"]
-            box = box_of((x, y, x + width, y + height), f"{where}: annotation {one.get('id')}")
-            boxes[index[one["category_id"]]].append(box)
+            if width > 0 and height > 0:  # published files have a few without
+                box = box_of((x, y, x + width, y + height), f"{where}: annotation {one.get('id')}")
+                boxes[index[one["category_id"]]].append(box)
     labels = {index[one["category_id"]] for one in annotations if not one.get("iscrowd")}
     size = (image["height"], image["width"]) if image.get("height") and image.get("width") else None
     truth = None
@@ -110,12 +113,15 @@ def _truth(
     for meaning in (-1, 1):
         for one in own:
             if bool(one.get("iscrowd")) == (meaning == -1):
-                truth[_mask(one["segmentation"], size, where)] = meaning
+                mask = _mask(one["segmentation"], size, where)
+                if mask.shape != size:
+                    raise DataError(f"{where}: the image has (H, W) {size}, and a mask {mask.shape}")
+                truth[mask] = meaning
     return truth
 
 
 def _mask(segmentation: Any, size: Size, where: str) -> Mask:
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
         return rle.decode(segmentation)
     try:
         from pycocotools import mask

@@ -11,8 +11,14 @@ from whatwhere.types import Truth
 
 
 def recognizes(root: Path) -> bool:
-    """The folder with ``images.txt`` and ``bounding_boxes.txt``."""
-    return all((root / name).is_file() for name in ("images.txt", "image_class_labels.txt", "classes.txt"))
+    """The folder with ``images.txt`` and ``bounding_boxes.txt``, or the one that it is in."""
+    return _home(root) is not None
+
+
+def _home(root: Path) -> Path | None:
+    files = ("images.txt", "image_class_labels.txt", "bounding_boxes.txt")
+    homes = (root, root / "CUB_200_2011")
+    return next((home for home in homes if all((home / name).is_file() for name in files)), None)
 
 
 def read(root: Path, split: str | None = None) -> Dataset:
@@ -22,7 +28,7 @@ def read(root: Path, split: str | None = None) -> Dataset:
         DataError: a damaged file.
         InputError: no such split.
     """
-    split = split or "test"
+    root, split = _home(root) or root, split or "test"
     if split not in {"train", "test"}:
         raise InputError(f"{printable(root)} has no split {split!r}; it has train, test")
     files = _table(root / "images.txt")

@@ -34,7 +34,8 @@ def read(root: Path, split: str | None = None) -> Dataset:
         DataError: no pictures, or a damaged table; names file and row.
         InputError: there is no such split.
     """
-    found = [name for name in SPLITS if (root / name).is_dir()]
+    folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"masks"}
+    found = [name for name in SPLITS if name in folders] if folders <= set(SPLITS) else []
     if split is None and found:
         split = found[0]
     if split is not None and not (root / split).is_dir():
@@ -55,6 +56,8 @@ def read(root: Path, split: str | None = None) -> Dataset:
     names = {path.name for path in inner if not path.name.startswith(".")} - {"masks"}
     names |= {file.relative_to(base).parts[0] for file in files if file not in loose}
     inside = {file.relative_to(root).as_posix() for file in files}
+    if rows and not any((root / path).is_file() for path in boxed):
+        raise DataError(f"{printable(root)}/boxes.csv: no row's path is a file; the first is {rows[0]['path']}")
     names |= {row["class"] for row in rows if row["path"] in inside}
     classes = tuple(sorted(names))
     index = {name: number for number, name in enumerate(classes)}
@@ -87,13 +90,17 @@ def _rows(path: Path, fields: tuple[str, ...]) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [name for name in fields if name not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(
                     f"{printable(path)}: wanted the columns {', '.join(fields)}; there is no {missing[0]}"
                 )
-            return list(reader)
+            rows = list(reader)
+            for number, row in enumerate(rows, 2):
+                if any(row[name] is None for name in fields):
+                    raise DataError(f"{printable(path)}, row {number}: wanted {', '.join(fields)}; it is too short")
+            return rows
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{printable(path)}: cannot be read: {error}") from error

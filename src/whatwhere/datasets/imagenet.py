@@ -40,9 +40,10 @@ def read(root: Path, split: str | None = None) -> Dataset:
         written = next(
             (path for path in (notes / place, notes / place.name) if path.with_suffix(".xml").is_file()), None
         )
-        size, boxes = (
-            objects_in(written.with_suffix(".xml"), first=0) if written else (None, table.get(file.stem, {}))
-        )
+        if written:
+            size, boxes, _ = objects_in(written.with_suffix(".xml"), first=0)
+        else:
+            size, boxes = None, table.get(file.stem, {})
         names = set(boxes) or ({place.parts[0]} if len(place.parts) > 1 else set())
         if not names:
             raise DataError(f"{printable(file)}: neither a folder, an XML file nor a table says its class")
@@ -69,7 +70,7 @@ def _table(path: Path) -> dict[str, dict[str, Boxes]]:
     if not path.is_file():
         return {}
     table = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
             words = (row.get("PredictionString") or "").split()
             if len(words) % 5:
@@ -83,6 +84,6 @@ def _table(path: Path) -> dict[str, dict[str, Boxes]]:
 
 
 def _words(path: Path) -> dict[str, tuple[str, ...]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
     return {pair[0]: tuple(word.strip() for word in pair[-1].split(",")) for pair in pairs}

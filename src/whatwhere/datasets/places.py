@@ -37,7 +37,11 @@ def read(root: Path, split: str | None = None) -> Dataset:
     if split not in known:
         raise InputError(f"{printable(root)} has no split {split!r}; it has {', '.join(known) or 'none'}")
     # "/a/airfield 0": a letter, a name, sometimes where it is seen from
-    names = {int(number): name.strip("/").partition("/")[2] for name, number in lines_of(root / _CATEGORIES)}
+    names = {}
+    for row, words in enumerate(lines_of(root / _CATEGORIES), 1):
+        if len(words) != 2 or not words[1].isdecimal():
+            raise DataError(f"{printable(root / _CATEGORIES)}, line {row}: wanted a class and its number")
+        names[int(words[1])] = words[0].strip("/").partition("/")[2]
     order, (table, folder) = sorted(names), known[split]
     samples = []
     for row, words in enumerate(lines_of(table), 1):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -116,6 +117,8 @@ class Dataset:
                 continue
             words = (name, name.replace("_", " "), *(self.synonyms[index] if self.synonyms else ()))
             for word in words:
+                if word.strip().isdecimal() and word not in labels:  # a number is not meant as the classifier's
+                    continue
                 try:
                     found[index] = labels.find(word)
                     break
@@ -137,7 +140,7 @@ def read_mask(path: Path, values: Mapping[int, int], *, other: int = -1) -> Trut
     """
     try:
         with Image.open(path) as image:
-            plain = image if image.mode in {"L", "P", "1", "I", "I;16"} else image.convert("L")
+            plain = image if image.mode in {"L", "P", "I", "I;16"} else image.convert("L")
             found = np.asarray(plain).astype(np.int64)
     except (OSError, ValueError) as error:
         raise DataError(f"{printable(path)}: the mask cannot be read: {error}") from error
@@ -149,8 +152,10 @@ def read_mask(path: Path, values: Mapping[int, int], *, other: int = -1) -> Trut
 
 def box_around(truth: Truth) -> Box | None:
     """Around what is on; where its outline is not known, half-way between the tight box with that and without."""
+    _, parts = cv2.connectedComponents((truth != 0).astype(np.uint8), connectivity=8)
+    touching = np.isin(parts, np.unique(parts[truth == 1])) & (truth != 0)
     boxes = []
-    for mask in (truth == 1, truth != 0):
+    for mask in (truth == 1, touching):
         ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(ys):
             return None
@@ -176,7 +181,7 @@ def lines_of(path: Path) -> list[list[str]]:
         DataError: it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"{printable(path)}: cannot be read: {error}") from error
     return [words for line in text.splitlines() if (words := line.split())]

@@ -48,7 +48,7 @@ def read(root: Path, split: str | None = None) -> Dataset:
         samples.append(Sample(file.relative_to(root).as_posix(), file, (label,), {label: (box,)}))
     named = {}
     if (root / "words.txt").is_file():
-        lines = (root / "words.txt").read_text(encoding="utf-8").splitlines()
+        lines = (root / "words.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         named = dict(line.split("\t", 1) for line in lines if "\t" in line)
     synonyms = tuple(tuple(word.strip() for word in named.get(name, name).split(",")) for name in classes)
     return Dataset(f"Tiny-ImageNet-200, {split}", classes, samples, synonyms)

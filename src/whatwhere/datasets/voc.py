@@ -1,16 +1,16 @@
 """Pascal VOC: an XML file a picture (Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 2010).
 
 Its boxes count pixels from 1 and include the last: they begin one earlier as pixel edges. Objects marked as difficult
-are left out, as in the challenge. In its masks 255 is not counted.
+are left out, and pictures that show nothing else. In its masks 255 is not counted. Other classes than the twenty are
+taken as they come.
 """
 
+import glob
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from torchvision.datasets import VOCDetection
-
-from whatwhere.datasets.sample import Boxes, Dataset, Sample, box_of, read_mask
+from whatwhere.datasets.sample import Boxes, Dataset, Sample, box_of, lines_of, read_mask
 from whatwhere.errors import DataError, InputError
 from whatwhere.images import printable
 from whatwhere.types import Size, Truth
@@ -45,14 +45,21 @@ def read(root: Path, split: str | None = None) -> Dataset:
     else:
         known = sorted(path.stem for path in lists.glob("*.txt") if "_" not in path.stem)
         raise InputError(f"{printable(year)} has no split {split!r}; it has {', '.join(known) or 'none'}")
-    number = year.name.removeprefix("VOC")
-    if year.parent.name == "VOCdevkit":
-        there = VOCDetection(str(year.parent.parent), year=number, image_set=split)
-        pairs = [(Path(image), Path(notes)) for image, notes in zip(there.images, there.annotations, strict=True)]
-    else:
-        stems = [line.split()[0] for line in (lists / f"{split}.txt").read_text().splitlines() if line.strip()]
-        pairs = [(year / "JPEGImages" / f"{stem}.jpg", year / "Annotations" / f"{stem}.xml") for stem in stems]
-    return Dataset(f"{year.name}, {split}", CLASSES, [_sample(year, *pair) for pair in pairs])
+    notes = [year / "Annotations" / f"{words[0]}.xml" for words in lines_of(lists / f"{split}.txt")]
+    found = [(path, *objects_in(path, first=1)) for path in notes]
+    names = {name for *_, named, _ in found for name in named}
+    classes = CLASSES if names <= set(CLASSES) else tuple(sorted(names))
+    samples = []
+    for path, size, named, hard in found:
+        if not named and hard:  # nothing but difficult objects
+            continue
+        boxes = {classes.index(name): several for name, several in named.items()}
+        image = next(iter(sorted(year.glob(f"JPEGImages/{glob.escape(path.stem)}.*"))), None)
+        image = image or year / "JPEGImages" / f"{path.stem}.jpg"
+        mask = year / "SegmentationClass" / f"{path.stem}.png"
+        truth = partial(_truth, mask) if mask.is_file() and classes is CLASSES else None
+        samples.append(Sample(f"JPEGImages/{image.name}", image, tuple(sorted(boxes)), boxes, size, truth))
+    return Dataset(f"{year.name}, {split}", classes, samples)
 
 
 def _year(root: Path) -> Path | None:
@@ -64,24 +71,12 @@ def _year(root: Path) -> Path | None:
     return None
 
 
-def _sample(year: Path, image: Path, notes: Path) -> Sample:
-    size, named = objects_in(notes, first=1)
-    boxes: dict[int, Boxes] = {}
-    for name, several in named.items():
-        if name not in CLASSES:
-            raise DataError(f"{printable(notes)}: {name!r} is no class of Pascal VOC")
-        boxes[CLASSES.index(name)] = several
-    mask = year / "SegmentationClass" / f"{image.stem}.png"
-    truth = partial(_truth, mask) if mask.is_file() else None
-    return Sample(f"JPEGImages/{image.name}", image, tuple(sorted(boxes)), boxes, size, truth)
-
-
 def _truth(mask: Path, label: int) -> Truth:
     return read_mask(mask, {value: int(value == label + 1) for value in range(len(CLASSES) + 1)})
 
 
-def objects_in(path: Path, *, first: int) -> tuple[Size | None, dict[str, Boxes]]:
-    """The picture's (H, W) and, by name, the boxes of an XML file; without difficult ones.
+def objects_in(path: Path, *, first: int) -> tuple[Size | None, dict[str, Boxes], set[str]]:
+    """The picture's (H, W); by name, the boxes of an XML file; and the names of the difficult ones, which have none.
 
     Args:
         path: of the file.
@@ -96,15 +91,20 @@ def objects_in(path: Path, *, first: int) -> tuple[Size | None, dict[str, Boxes]
     except (OSError, ElementTree.ParseError) as error:
         raise DataError(f"{where}: cannot be read: {error}") from error
     found: dict[str, Boxes] = {}
+    hard = set()
     for one in root.iter("object"):
+        name = (one.findtext("name") or "").strip()
         if (one.findtext("difficult") or "0").strip() == "1":
+            hard.add(name)
             continue
         edges = [one.findtext(f"bndbox/{edge}") or "" for edge in ("xmin", "ymin", "xmax", "ymax")]
         try:
             low = [float(edge) - first for edge in edges[:2]]
         except ValueError:
             raise DataError(f"{where}: wanted a box with xmin, ymin, xmax and ymax, got {edges}") from None
-        name = (one.findtext("name") or "").strip()
         found[name] = (*found.get(name, ()), box_of([*low, *edges[2:]], where))
-    height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
-    return (height, width) if height and width else None, found
+    try:
+        height, width = (round(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+    except ValueError:
+        height = width = 0
+    return (height, width) if height and width else None, found, hard

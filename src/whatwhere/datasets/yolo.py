@@ -19,6 +19,8 @@ from whatwhere.geometry import Box
 from whatwhere.images import image_files, printable
 from whatwhere.types import Size, Truth
 
+_ORIENTATION = 0x0112
+
 
 def recognizes(root: Path) -> bool:
     """A YAML file, or a folder that has one beside its ``images``."""
@@ -44,7 +46,11 @@ def read(root: Path, split: str | None = None) -> Dataset:
     try:
         settings: dict[str, Any] = yaml.safe_load(the_file(file).read_text(encoding="utf-8"))
         names = settings["names"]
-        classes = tuple(str(name) for _, name in sorted(names.items())) if isinstance(names, dict) else tuple(names)
+        classes = (
+            tuple(str(name) for _, name in sorted(names.items()))
+            if isinstance(names, dict)
+            else tuple(map(str, names))
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise DataError(f"{where}: wanted names and the folders of the splits: {error}") from error
     known = [name for name in ("test", "val", "train") if settings.get(name)]
@@ -53,8 +59,13 @@ def read(root: Path, split: str | None = None) -> Dataset:
         raise InputError(f"{where} has no split {split!r}; it has {', '.join(known) or 'none'}")
     base = (file.parent / str(settings.get("path") or ".")).resolve()
     base = base if base.is_dir() else file.parent.resolve()
-    folder = (base / str(settings[split])).resolve()
-    files = image_files(folder) if folder.is_dir() else []
+    # some tools write ../valid/images where the folder is beside the file
+    places = [base / str(settings[split]), file.parent / str(settings[split]).removeprefix("../")]
+    folder = next((place.resolve() for place in places if place.exists()), places[0])
+    if folder.is_file():
+        files = [(folder.parent / words[0]).resolve() for words in lines_of(folder)]
+    else:
+        files = image_files(folder) if folder.is_dir() else []
     if not files:
         raise DataError(f"{printable(folder)}: no image files in this folder, which {where} names")
     return Dataset(f"{base.name}, {split}", classes, [_sample(base, path, len(classes)) for path in files])
@@ -72,7 +83,9 @@ def _sample(base: Path, path: Path, k: int) -> Sample:
     try:
         with Image.open(path) as image:
             size = (image.height, image.width)
-    except OSError:
+            if image.getexif().get(_ORIENTATION, 1) in {5, 6, 7, 8}:  # seen upright
+                size = size[::-1]
+    except (OSError, ValueError, Image.DecompressionBombError):
         return Sample(name, path, ())  # to be said when it is looked at
     shapes: dict[int, list[np.ndarray]] = {}
     boxes: dict[int, list[Box]] = {}

@@ -10,6 +10,9 @@ from jaxtyping import Float
 from whatwhere.evaluation.saliency import EPS
 from whatwhere.types import Heat
 
+SIDE = 224
+"""Pixels of the longer side at which maps are compared."""
+
 
 def stretched(heat: Heat, low: float = 1.0, high: float = 99.0) -> Heat:
     """Histogram stretching: two percentiles become 0 and 1, what is beyond is cut; a constant map is 0."""
@@ -76,9 +79,22 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 
 
 def agreements(heats: Mapping[str, Heat]) -> dict[str, float]:
-    """Of every two maps of an image: ``one~other/KL`` and so on."""
+    """Of every two maps of an image: ``one~other/KL`` and so on.
+
+    Larger maps are brought to SIDE pixels at their longer side, since they come from far coarser ones.
+    """
+    small = {name: _at_most(heat, SIDE) for name, heat in heats.items()} if len(heats) > 1 else {}
     return {
         f"{one}~{other}/{key}": value
-        for one, other in combinations(heats, 2)
-        for key, value in agreement(heats[one], heats[other]).items()
+        for one, other in combinations(small, 2)
+        for key, value in agreement(small[one], small[other]).items()
     }
+
+
+def _at_most(heat: Heat, side: int) -> Float[np.ndarray, "h w"]:
+    scale = side / max(heat.shape)
+    if scale >= 1:
+        return heat
+    size = max(1, round(heat.shape[1] * scale)), max(1, round(heat.shape[0] * scale))
+    smaller: np.ndarray = cv2.resize(heat, size, interpolation=cv2.INTER_AREA)
+    return smaller

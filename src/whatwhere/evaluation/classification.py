@@ -130,6 +130,8 @@ def classification_result(tally: Tally) -> dict[str, Measure]:
     The calibration error (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, eq. 3) is over 15 bins of
     equal width. The means over classes have no interval.
     """
+    if "shown" not in tally:
+        return {}
     found = {name: one for name in ("top-1", "top-5") if (one := mean_of(tally, name)) is not None}
     shown = tally["shown"]
     if shown.any():

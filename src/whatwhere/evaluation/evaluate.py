@@ -3,6 +3,7 @@
 photos -> trace -> maps of the true classes -> heat in the protocol's pixels -> Tally, sixty-four images at a time
 """
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -154,8 +155,26 @@ def settings_of(net: Classifier, dataset: Dataset, plan: Plan) -> dict[str, Any]
         "labels": [net.labels[index] for index in indices.values()],
         "indices": list(indices.values()),
         "images": len(dataset),
+        "thresholds": {name: net.thresholds[name] for name in plan.methods if name in net.thresholds},
+        "fingerprint": [_fingerprint_of_data(dataset), _fingerprint_of_weights(net)],
         **plan.notes,
     }
+
+
+def _fingerprint_of_data(dataset: Dataset) -> int:
+    """Of what the data set says; masks count by being there."""
+    found = 0
+    for one in dataset:
+        boxes = [(label, [box.to_list() for box in several]) for label, several in sorted(one.boxes.items())]
+        found = zlib.crc32(repr((one.name, one.labels, boxes, one.read_truth is None)).encode(), found)
+    return found
+
+
+def _fingerprint_of_weights(net: Classifier) -> int:
+    found = zlib.crc32(repr((net.preprocess, getattr(net, "layer", None))).encode())
+    for tensor in net.network.state_dict().values():
+        found = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy(), found)
+    return found
 
 
 @dataclass
@@ -278,11 +297,9 @@ class _Part:
         inside = [i for i, several in enumerate(places) if slot < len(several)]
         maps = {name: method(trace, score).detach() for name, method in self.plan.methods.items()}
         protocol = self.plan.protocol
-        heats = [
-            {name: protocol.heat(_finite(several[i]), frames[i]) for name, several in maps.items()} for i in inside
-        ]
-        for i, several in zip(inside, heats, strict=True):
-            self._compare(several, places[i][slot], frames[i])
+        for i in inside:
+            heats = {name: protocol.heat(_finite(several[i]), frames[i]) for name, several in maps.items()}
+            self._compare(heats, places[i][slot], frames[i])
         size = (trace.images.shape[2], trace.images.shape[3])
         for name, own in maps.items() if self.shuffled is not None else ():
             for i, heat in zip(inside, brought(own[inside], size), strict=True):
@@ -298,6 +315,7 @@ class _Part:
         for name, heat in heats.items():
             place.found[name] = found = self._compared(heat, place, truth, frame)
             place.row["where"][name] = _noted(found)
+        place.truth = None  # of the size of the picture, and no longer needed
 
     def _compared(self, heat: Heat, place: _Place, truth: Truth | None, frame: Frame) -> _Found:
         protocol = self.plan.protocol

@@ -115,11 +115,12 @@ def best_threshold(tally: Tally) -> float:
 def boxes_result(tally: Tally, threshold: float | None = None) -> dict[str, Measure]:
     """MaxBoxAcc, MaxBoxAccV2, GT-known, top-1 and top-5 localization, mean IoU; shares of the boxed images.
 
-    The last four are at one threshold: the one given, or the one at which MaxBoxAcc is reached.
+    The last four are at one threshold: the one given, or the one at which MaxBoxAcc is reached. Intervals of what is
+    reached at the best threshold are those of the share at that threshold.
     """
     boxed, hits = _known(tally["boxed"]), tally["hits"]
     known = at(best_threshold(tally) if threshold is None else threshold)
-    best = hits.max(2) / boxed[:, None]
+    best = hits[:, np.arange(len(HITS)), hits[0].argmax(1)] / boxed[:, None]
     here = hits[:, :, known] / boxed[:, None]
     rows = {
         "MaxBoxAcc": best[:, 3],

@@ -26,7 +26,7 @@ class Evaluation:
     """What was measured. Those of the same settings can be added, in any order.
 
     Attributes:
-        settings: classifier, data set, methods and rules, as plain data.
+        settings: classifier, data set, methods and rules, as plain data; "asked" says how that was asked for.
         tally: all counts.
         rows: one for each image and class that it shows, by name.
         failed: images that could not be used, and why.
@@ -42,8 +42,9 @@ class Evaluation:
     chunks: frozenset[int] = frozenset()
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
-        different = [key for key in self.settings if self.settings[key] != other.settings.get(key)]
-        if different or self.settings.keys() != other.settings.keys():
+        keys = (self.settings.keys() | other.settings.keys()) - {"asked"}  # how it was asked for does not matter
+        different = sorted(key for key in keys if self.settings.get(key) != other.settings.get(key))
+        if different:
             raise InputError(f"only evaluations of the same settings can be added; these differ in {different}")
         if twice := self.chunks & other.chunks:
             raise InputError(f"the same images are in both: part {min(twice)}, and {len(twice)} in all")
@@ -67,23 +68,29 @@ class Evaluation:
         return {**classification_result(self.tally.part("what")), **means_of(self.tally.part("by maps"))}
 
     def threshold(self, method: str) -> float | None:
-        """The share of the maximum at which a method's MaxBoxAcc is reached; None without boxes."""
+        """The share of the maximum that boxes are taken at; None without boxes.
+
+        The one that the classifier was calibrated to, or else the one at which MaxBoxAcc is reached here.
+        """
         tally = self.tally.part(method)
-        return best_threshold(tally) if "hits" in tally else None
+        if "hits" not in tally:
+            return None
+        calibrated: float | None = self.settings["thresholds"].get(method)
+        return best_threshold(tally) if calibrated is None else calibrated
 
     def where(self, method: str, threshold: float | None = None) -> dict[str, Measure]:
         """All numbers of a method, or of a baseline, by name.
 
         Args:
             method: its name.
-            threshold: for what needs one; by default that at which MaxBoxAcc is reached, without boxes ``THRESHOLD``.
+            threshold: for what needs one; by default ``self.threshold``, or without boxes ``THRESHOLD``.
         """
         tally = self.tally.part(method)
         found: dict[str, Measure] = {}
+        known = self.threshold(method) if threshold is None else threshold
         if "hits" in tally:
-            found |= boxes_result(tally, threshold)
+            found |= boxes_result(tally, known)
         if "pixels" in tally:
-            known = self.threshold(method) if threshold is None else threshold
             found |= pixels_result(tally, THRESHOLD if known is None else known)
         return {**found, **means_of(tally)}
 

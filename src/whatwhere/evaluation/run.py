@@ -45,13 +45,14 @@ def run(
             raise InputError(f"{printable(file or '')}: {error}; use another folder, or remove that file") from None
         yield total
     chunks = [one for one in chunks if total is None or one not in total.chunks]
-    saved = time.monotonic()
+    saved, wait = time.monotonic(), SAVED_EVERY
     try:
         for part in evaluate_each(net, dataset, plan, chunks=chunks):
             total = part if total is None else total + part
-            if file is not None and time.monotonic() - saved > SAVED_EVERY:
+            if file is not None and (begun := time.monotonic()) - saved > wait:
                 total.save(file)
                 saved = time.monotonic()
+                wait = max(SAVED_EVERY, 20 * (saved - begun))  # a long list of images takes seconds to write
             yield total
     finally:
         if file is not None and total is not None and chunks:
@@ -97,6 +98,8 @@ def calibrate(
     """
     total = evaluate(net, dataset, plan_of(methods, batch=batch, baselines=False, mapping=mapping))
     found = {name: total.threshold(name) for name in methods}
+    if not all(total.tally.part(name)["hits"][0].any() for name in methods if found[name] is not None):
+        raise InputError(f"no map of {dataset.name} has a box that fits at any threshold; look at them before")
     if None in found.values():
         raise InputError(
             f"{dataset.name} has neither boxes nor masks; a threshold is chosen on images that have them"

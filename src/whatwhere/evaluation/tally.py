@@ -5,6 +5,7 @@ images themselves, then as many bootstrap samples of them.
 """
 
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -71,7 +72,7 @@ class Tally(Mapping[str, np.ndarray]):
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls({name: arrays[name] for name in arrays})
-        except (OSError, ValueError, KeyError, zlib.error) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{printable(path)}: no tally can be read from it: {error}") from error
 
 

@@ -84,5 +84,6 @@ def inclusive_iou(boxes: Float[np.ndarray, "n 4"], truth: Float[np.ndarray, "g 4
 
 
 def levels_of(heat: Heat) -> np.ndarray:
-    """Of every pixel, how many of the thresholds it reaches: here one that is equal counts."""
-    return np.searchsorted(SHARES, heat, side="right")
+    """Of every pixel, the last threshold that it reaches, where one that is equal counts; 1 is a level of its own."""
+    levels: np.ndarray = np.searchsorted(SHARES, heat, side="right") - 1 + (heat >= 1)
+    return levels

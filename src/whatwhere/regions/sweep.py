@@ -12,6 +12,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int
 
+MANY = 300
+"""Maxima of a map, above which one threshold after the other is faster than all at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
@@ -75,6 +78,8 @@ def sweep(levels: Int[np.ndarray, "H W"], count: int, heat: Float[np.ndarray, "H
     ranks, wider = (np.zeros((levels.shape[0], levels.shape[1] + 1), dtype) for dtype in (np.int64, np.float64))
     ranks[:, :-1], wider[:, :-1] = np.take(occurs.cumsum() - 1, levels), heat
     basins, n = _basins(ranks, wider)
+    if n > MANY:
+        return _one_by_one(levels, count)
     extents, tops = _extents(ranks, basins, n, cuts)
     rows = _joined(extents, tops, _passes(ranks, basins, n))
     cut = np.concatenate([cut for cut, _ in rows])
@@ -86,6 +91,18 @@ def sweep(levels: Int[np.ndarray, "H W"], count: int, heat: Float[np.ndarray, "H
     at, threshold = at[order], threshold[order]
     left, top, right, bottom, area = found[:, at]
     return Sweep(threshold, np.stack([left, top, 1 - right, 1 - bottom], 1), area, count)
+
+
+def _one_by_one(levels: np.ndarray, count: int) -> Sweep:
+    """The plain way, which needs no memory for maps that are rough in every pixel."""
+    thresholds, boxes, areas = [], [], []
+    for number in range(int(levels.max())):
+        n, _, table, _ = cv2.connectedComponentsWithStats((levels > number).astype(np.uint8), connectivity=8)
+        left, top, width, height, area = table[1:].T.astype(np.int64)
+        thresholds.append(np.full(n - 1, number))
+        boxes.append(np.stack([left, top, left + width, top + height], 1))
+        areas.append(area)
+    return Sweep(np.concatenate(thresholds), np.concatenate(boxes), np.concatenate(areas), count)
 
 
 def _basins(ranks: np.ndarray, heat: np.ndarray) -> tuple[np.ndarray, int]:

@@ -18,11 +18,12 @@ from whatwhere.datasets.sample import Dataset, box_around
 from whatwhere.errors import DataError, WhatWhereError
 from whatwhere.evaluation.agreement import stretched
 from whatwhere.evaluation.classification import average_precision, confused
-from whatwhere.evaluation.localization import HITS, SHARES
+from whatwhere.evaluation.localization import HITS, SHARES, iou
 from whatwhere.evaluation.results import Evaluation, iou_at
 from whatwhere.evaluation.tally import Measure
 from whatwhere.explanation import THRESHOLD, Explanation, explain
 from whatwhere.geometry import Box
+from whatwhere.maps import METHODS
 from whatwhere.reports.page import data_uri, pages
 from whatwhere.reports.picture import coloured, outline, textured
 
@@ -135,7 +136,7 @@ def write_evaluation(evaluation: Evaluation, net: Classifier, dataset: Dataset, 
 
 
 def _table_of_images(evaluation: Evaluation) -> str:
-    """A row for every image, class and method; the overlap is that at the split's threshold."""
+    """A row for every image, class and method; the overlap is that at the split's threshold, rounded down to .02."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     head = ("name", "class", "predicted", "probability", "confidence", "method", "iou", "energy", "pointing")
@@ -174,6 +175,7 @@ def _content(evaluation: Evaluation, net: Classifier, dataset: Dataset) -> dict[
         best[name] = (min if name in LOWER else max)(known) if len(known) > 1 else None
     classes = evaluation.settings["classes"]
     known_maps = bool(evaluation.rows)
+    can_look = known_maps and all(name in METHODS for name in evaluation.methods)
     shortcuts = evaluation.shortcuts(first) if known_maps else []
     return {
         "settings": evaluation.settings,
@@ -190,8 +192,8 @@ def _content(evaluation: Evaluation, net: Classifier, dataset: Dataset) -> dict[
         "flagged": [(classes[one.label], one) for one in shortcuts if one.reasons],
         "curves": list(_curves(evaluation)),
         "renderings": list(RENDERINGS),
-        "galleries": _galleries(evaluation, net, dataset, first) if known_maps else {},
-        "grid": _grid(evaluation, net, dataset) if known_maps and len(evaluation.methods) > 1 else [],
+        "galleries": _galleries(evaluation, net, dataset, first) if can_look else {},
+        "grid": _grid(evaluation, net, dataset) if can_look and len(evaluation.methods) > 1 else [],
         "classes": _of_classes(evaluation, first),
         "confused": [
             (classes[true], net.labels[said_], count)
@@ -269,8 +271,9 @@ def _tile(
     if seen is None:
         return None
     one, boxes = seen
-    iou = _overlap(evaluation, row, method)
-    overlap = "" if iou is None else f", IoU {iou:.2f}"
+    array = np.array([one.box.to_list()] if one.box else [[0.0] * 4])
+    truth = np.array([box.to_list() for box in boxes]).reshape(-1, 4)
+    overlap = f", IoU {iou(array, truth).max():.2f}" if len(truth) else ""
     text = f"{evaluation.settings['classes'][row['class']]}; said: {row['label']} {row['confidence']:.0%}{overlap}"
     return Tile(row["name"], text, {name: _drawn(one, boxes, render) for name, render in RENDERINGS.items()})
 
