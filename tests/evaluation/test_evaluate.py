@@ -313,7 +313,7 @@ def test_calibration_is_kept_with_the_classifier(photos, pictures, tmp_path):
     with pytest.raises(InputError, match="neither boxes nor masks"):
         calibrate(net, bare, ["gradcam"], mapping=mapping)
     (first, *_), corner = dataset.samples, (Box(0, 0, 1, 1),)
-    hopeless = replace(dataset, samples=[replace(first, boxes={label: corner for label in first.labels})])
+    hopeless = replace(dataset, samples=[replace(first, boxes=dict.fromkeys(first.labels, corner))])
     with pytest.raises(InputError, match="no map of photos has a box that fits"):
         calibrate(net, hopeless, ["gradcam"])
 
