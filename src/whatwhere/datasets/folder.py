@@ -2,7 +2,7 @@
 
 Pictures in no class's folder have the classes that ``boxes.csv`` gives them.
 
-boxes.csv      path,class,x0,y0,x1,y1: pixel edges of the file, half-open; a row a box
+boxes.csv      path,class,x0,y0,x1,y1: pixel edges of the upright picture, half-open; a row a box
 classes.csv    class,name: another word for a class, by which a classifier may know it
 masks/         the same paths, with the suffix .png: 255 object, 0 background, anything else is not counted
 """
