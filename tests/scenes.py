@@ -1,7 +1,10 @@
 """Small networks and synthetic scenes whose answers are known."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from whatwhere.classifiers.hooked import HookedClassifier
@@ -31,6 +34,15 @@ def tight(mask: np.ndarray) -> Box:
     """The box of a mask, found another way than the package does."""
     rows, columns = np.nonzero(mask)
     return Box(int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+
+
+def boxed_scene(root: Path, name: str, seed: int, size: tuple[int, int]) -> str:
+    """A scene as a file below a data set's root; its row of ``boxes.csv``, of the class that its folder is called."""
+    pixels, mask = scene(seed, size)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(root / name)
+    edges = ",".join(str(edge) for edge in tight(mask).to_list())
+    return f"{name},{Path(name).parent.name},{edges}"
 
 
 def plain(size: tuple[int, int], channels: int = 3) -> Preprocess:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from PIL import Image
-from scenes import scene, tight
+from scenes import boxed_scene
 from typer.testing import CliRunner
 
 import whatwhere
@@ -202,11 +202,7 @@ def scenes_on_disk(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "set"
     rows = ["path,class,x0,y0,x1,y1"]
     for number in range(6):
-        pixels, mask = scene(number, (60, 80))
-        name = f"val/{'ab'[number % 2]}/{number}.png"
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(root / name)
-        rows.append(f"{name},{'ab'[number % 2]},{','.join(str(edge) for edge in tight(mask).to_list())}")
+        rows.append(boxed_scene(root, f"val/{'ab'[number % 2]}/{number}.png", number, (60, 80)))
     (root / "boxes.csv").write_text("\n".join(rows) + "\n")
     (root / "map.csv").write_text("class,index\na,285\nb,tabby\n")
     return root
@@ -229,7 +225,6 @@ def test_evaluate_prints_a_table_and_writes_a_page(scenes_on_disk, tmp_path):
 
 def test_shards_are_added(scenes_on_disk, tmp_path, monkeypatch):
     monkeypatch.setattr("whatwhere.evaluation.evaluate.CHUNK", 2)
-    monkeypatch.setattr("whatwhere.evaluation.run.CHUNK", 2)
     words = ["evaluate", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
     whole = run(*words)
     for shard in ("1/2", "2/2"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scenes import plain, red_net, scene, tight
+from scenes import boxed_scene, plain, red_net, scene
 from torch import nn
 
 import whatwhere
@@ -26,12 +26,10 @@ def pictures(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "scenes"
     rows = ["path,class,x0,y0,x1,y1"]
     for number in range(7):
-        pixels, mask = scene(number, (45, 65))
-        for folder, values in ((root, pixels), (root / "masks", mask.astype(np.uint8) * 255)):
-            (folder / "test" / "red").mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values).save(folder / "test" / "red" / f"{number}.png")
-        edges = ",".join(str(edge) for edge in tight(mask).to_list())
-        rows.append(f"test/red/{number}.png,red,{edges}")
+        rows.append(boxed_scene(root, f"test/red/{number}.png", number, (45, 65)))
+        (root / "masks" / "test" / "red").mkdir(parents=True, exist_ok=True)
+        mask = scene(number, (45, 65))[1].astype(np.uint8) * 255
+        Image.fromarray(mask).save(root / "masks" / "test" / "red" / f"{number}.png")
     for number in range(2):
         (root / "test" / "blue").mkdir(parents=True, exist_ok=True)
         Image.fromarray(scene(number, (45, 65))[0][:, :, ::-1].copy()).save(root / "test" / "blue" / f"{number}.png")
@@ -54,7 +52,6 @@ def small_chunks(monkeypatch, request):
     if "imagenet_boxes" in request.fixturenames:
         return
     monkeypatch.setattr(room, "CHUNK", 4)
-    monkeypatch.setattr("whatwhere.evaluation.run.CHUNK", 4)
 
 
 def test_a_network_that_knows_is_right_everywhere(red, dataset):

@@ -6,8 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
-from scenes import plain, red_net, scene, tight
+from scenes import boxed_scene, plain, red_net
 
 import whatwhere
 from whatwhere.datasets import open_dataset
@@ -24,10 +23,7 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "red & <b>hot"
     rows = ["path,class,x0,y0,x1,y1"]
     for number in range(5):
-        pixels, mask = scene(number, (45, 65))
-        (root / "red").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(root / "red" / f"{number}.png")
-        rows.append(f"red/{number}.png,red,{','.join(str(edge) for edge in tight(mask).to_list())}")
+        rows.append(boxed_scene(root, f"red/{number}.png", number, (45, 65)))
     (root / "red" / "broken.png").write_bytes(b"nothing")
     (root / "boxes.csv").write_text("\n".join(rows) + "\n")
     net = whatwhere.load(red_net(), preprocess=plain((45, 65)), labels=["blue", "red"])

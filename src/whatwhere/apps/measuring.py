@@ -67,11 +67,10 @@ def evaluate(
 
     Exit code 0; 1 where some image failed (each is named on stderr, the others are counted); 2 for wrong usage.
     """
-    loading = {"layer": layer, "weights": weights, "device": device}
-    which = {"split": split, "layout": layout, "mapping": mapping, "images": images}
+    asked = _asked(model, data, split, layout, mapping, images, layer, weights, device)
     options = {"protocol": protocol, "faithful": faithful, "batch": batch}
     with errors_said():
-        failed = _evaluate(model, loading, data, which, [method], options, out, shard)
+        failed = _evaluate(asked, [method], options, out, shard)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -99,12 +98,11 @@ def compare(
 
     Exit codes as of [bold]whatwhere evaluate[/].
     """
-    loading = {"layer": layer, "weights": weights, "device": device}
-    which = {"split": split, "layout": layout, "mapping": mapping, "images": images}
+    asked = _asked(model, data, split, layout, mapping, images, layer, weights, device)
     options = {"protocol": protocol, "faithful": faithful, "batch": batch}
     names = ["all"] if methods.strip() == "all" else [name.strip() for name in methods.split(",")]
     with errors_said():
-        failed = _evaluate(model, loading, data, which, names, options, out, shard)
+        failed = _evaluate(asked, names, options, out, shard)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -131,8 +129,7 @@ def calibrate(
         from whatwhere.evaluation.run import calibrate as chosen
 
         keep_freed_memory()
-        net = whatwhere.load(model, layer=layer, weights=weights, device=device)
-        dataset, known = _dataset(data, {"split": split, "layout": layout, "mapping": mapping, "images": images})
+        net, dataset, known = _loaded(_asked(model, data, split, layout, mapping, images, layer, weights, device))
         found = chosen(net, dataset, [name.strip() for name in methods.split(",")], batch=batch, mapping=known)
         whatwhere.save(net, to)
         stderr.print(f"chosen on {escape(dataset.name)}; measure on other images", highlight=False, soft_wrap=True)
@@ -162,30 +159,47 @@ def report(
         _reported(evaluation, net, dataset, folder)
 
 
-def _evaluate(
+def _asked(
     model: str,
-    loading: dict[str, Any],
     data: Path,
-    which: dict[str, Any],
-    methods: list[str],
-    options: dict[str, Any],
-    out: Path | None,
-    shard: str | None,
+    split: str | None,
+    layout: str | None,
+    mapping: Path | None,
+    images: int | None,
+    layer: str | None,
+    weights: Path | None,
+    device: str | None,
+) -> dict[str, Any]:
+    """What makes the classifier and the data set, as plain data that holds in any folder."""
+    asked = {
+        "model": Path(model) if Path(model).exists() else model,
+        "data": data,
+        "layer": layer,
+        "weights": weights,
+        "device": device,
+        "split": split,
+        "layout": layout,
+        "mapping": mapping,
+        "images": images,
+    }
+    return {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in asked.items()}
+
+
+def _evaluate(
+    asked: dict[str, Any], methods: list[str], options: dict[str, Any], out: Path | None, shard: str | None
 ) -> int:
     """Evaluate, print and write; how many images failed."""
-    from whatwhere.evaluation.evaluate import CHUNK, plan_of
-    from whatwhere.evaluation.run import run
+    from whatwhere.evaluation.evaluate import plan_of
+    from whatwhere.evaluation.run import chunks_of, run
 
     keep_freed_memory()
-    asked = {"model": str(Path(model).resolve()) if Path(model).exists() else model, "data": data, **loading, **which}
-    asked = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in asked.items()}
     net, dataset, known = _loaded(asked)
     if methods == ["all"]:
         methods = _applying(net)
     plan = plan_of(methods, mapping=known, notes={"asked": asked}, **options)
     part = _shard(shard)
     evaluation = None
-    chunks = len(range(part[0] - 1, -(-len(dataset) // CHUNK), part[1]))
+    chunks = len(chunks_of(dataset, part))
     with progress_of(chunks) as progress:
         task = progress.add_task("looking", total=chunks)
         for evaluation in run(net, dataset, plan, out, part):
@@ -194,8 +208,7 @@ def _evaluate(
         stderr.print(f"there are no images in shard {shard}", highlight=False)
         return 0
     if part[1] > 1 and out is not None:
-        for why in evaluation.failed.values():
-            complain("failed", DataError(why))
+        _name_failed(evaluation)
         stderr.print(
             f"part {shard} is in {escape(str(out))}; whatwhere report adds them", highlight=False, soft_wrap=True
         )
@@ -207,18 +220,12 @@ def _evaluate(
 def _loaded(asked: dict[str, Any]) -> tuple[Any, Any, dict[str, int | str] | None]:
     """The classifier and the data set of an evaluation, and how their classes go together."""
     import whatwhere
-
-    net = whatwhere.load(asked["model"], **{key: asked[key] for key in ("layer", "weights", "device")})
-    dataset, known = _dataset(Path(asked["data"]), asked)
-    return net, dataset, known
-
-
-def _dataset(data: Path, which: dict[str, Any]) -> tuple[Any, dict[str, int | str] | None]:
     from whatwhere.datasets import open_dataset, read_mapping
 
-    dataset = open_dataset(data, which["split"], which["layout"])
-    known = read_mapping(Path(which["mapping"])) if which["mapping"] else None
-    return dataset if which["images"] is None else dataset.sampled(which["images"]), known
+    net = whatwhere.load(asked["model"], **{key: asked[key] for key in ("layer", "weights", "device")})
+    dataset = open_dataset(asked["data"], asked["split"], asked["layout"])
+    known = read_mapping(Path(asked["mapping"])) if asked["mapping"] else None
+    return net, dataset if asked["images"] is None else dataset.sampled(asked["images"]), known
 
 
 def _applying(net: Any) -> list[str]:
@@ -247,13 +254,17 @@ def _shard(shard: str | None) -> tuple[int, int]:
     return int(which), int(of)
 
 
+def _name_failed(evaluation: Any) -> None:
+    for why in evaluation.failed.values():
+        complain("failed", DataError(why))
+
+
 def _reported(evaluation: Any, net: Any, dataset: Any, out: Path | None) -> None:
     """The table on stdout, failures on stderr, the page in the folder."""
     from whatwhere.evaluation.run import missing
     from whatwhere.reports.evaluation import columns_of, rows_of, said, write_evaluation
 
-    for why in evaluation.failed.values():
-        complain("failed", DataError(why))
+    _name_failed(evaluation)
     if evaluation.left_out:
         stderr.print(f"{evaluation.left_out} images show none of the model's classes", highlight=False)
     if parts := missing(evaluation):

@@ -63,6 +63,11 @@ class Sample:
             raise DataError(f"{self.name}: its mask has (H, W) {truth.shape}, and the picture {size}")
         return truth
 
+    def boxes_of(self, label: int, truth: Truth | None) -> Boxes:
+        """The boxes of a class, or where it has none the one around its mask."""
+        around = None if truth is None or label in self.boxes else box_around(truth)
+        return (around,) if around else self.boxes.get(label, ())
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

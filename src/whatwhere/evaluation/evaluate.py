@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whatwhere.classifiers.classifier import Classifier, Trace
-from whatwhere.datasets.sample import Dataset, Sample, box_around
+from whatwhere.datasets.sample import Dataset, Sample
 from whatwhere.errors import DataError, InputError, UnsupportedError
 from whatwhere.evaluation.agreement import agreements
 from whatwhere.evaluation.baselines import BASELINES
@@ -125,13 +125,17 @@ def evaluate_each(
     """
     settings = settings_of(net, dataset, plan)
     shuffled = randomized(net) if plan.faithful else None
-    wanted = range(-(-len(dataset) // CHUNK)) if chunks is None else chunks
-    for chunk in wanted:
+    for chunk in range(chunks_in(len(dataset))) if chunks is None else chunks:
         samples = list(dataset.samples[chunk * CHUNK : (chunk + 1) * CHUNK])
         part = _Part(net, plan, settings["numbers"], settings["indices"], shuffled)
         for start in range(0, len(samples), plan.batch):
             part.look(samples[start : start + plan.batch])
         yield replace(part.counted(settings), chunks=frozenset([chunk]))
+
+
+def chunks_in(images: int) -> int:
+    """How many parts so many images make."""
+    return -(-images // CHUNK)
 
 
 def settings_of(net: Classifier, dataset: Dataset, plan: Plan) -> dict[str, Any]:
@@ -272,9 +276,7 @@ class _Part:
     def _place(self, sample: Sample, photo: Photo, number: int, probabilities: np.ndarray) -> _Place:
         label, index = self.labels[number], int(self.indices[number])
         truth = sample.truth(label, photo.size)
-        boxes = sample.boxes.get(label, ())
-        if not boxes and truth is not None and (box := box_around(truth)):
-            boxes = (box,)
+        boxes = sample.boxes_of(label, truth)
         if truth is None and boxes:
             truth = region_of(boxes, photo.size)
         (order,) = highest(probabilities[None], 5)
@@ -312,20 +314,20 @@ class _Part:
         for name in BASELINES if self.plan.baselines else ():
             heats[name] = BASELINES[name](protocol.size(frame.original), place.row["name"])
         truth = None if place.truth is None else protocol.truth(place.truth)
+        area = None if truth is None else on_object(truth)
         for name, heat in heats.items():
-            place.found[name] = found = self._compared(heat, place, truth, frame)
+            place.found[name] = found = self._compared(heat, place, truth, area, frame)
             place.row["where"][name] = _noted(found)
         place.truth = None  # of the size of the picture, and no longer needed
 
-    def _compared(self, heat: Heat, place: _Place, truth: Truth | None, frame: Frame) -> _Found:
+    def _compared(self, heat: Heat, place: _Place, truth: Truth | None, area: float | None, frame: Frame) -> _Found:
         protocol = self.plan.protocol
         name, levels = place.row["name"], protocol.levels(heat)
         numbers = {} if truth is None else saliency(heat, truth)
-        share = None if truth is None else on_object(truth)
         return _Found(
             protocol.overlaps(heat, levels, place.boxes, frame.original, name) if place.boxes else None,
             None if truth is None else histogram(levels, truth),
-            lies(heat, numbers.get("energy"), share),
+            lies(heat, numbers.get("energy"), area),
             numbers,
         )
 

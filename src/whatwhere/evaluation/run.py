@@ -7,7 +7,7 @@ from pathlib import Path
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.datasets.sample import Dataset
 from whatwhere.errors import DataError, InputError
-from whatwhere.evaluation.evaluate import CHUNK, Plan, evaluate, evaluate_each, plan_of, settings_of
+from whatwhere.evaluation.evaluate import Plan, chunks_in, evaluate, evaluate_each, plan_of, settings_of
 from whatwhere.evaluation.results import Evaluation
 from whatwhere.images import printable
 
@@ -30,10 +30,7 @@ def run(
     Raises:
         InputError: the folder holds an evaluation of other settings; no such shard.
     """
-    which, of = shard
-    if not 1 <= which <= of:
-        raise InputError(f"a shard is one of 1/{of}, ..., {of}/{of}, got {which}/{of}")
-    chunks = list(range(which - 1, -(-len(dataset) // CHUNK), of))
+    (which, of), mine = shard, chunks_of(dataset, shard)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     file = None if folder is None else folder / ("evaluation.npz" if of == 1 else f"evaluation-{which}-of-{of}.npz")
@@ -44,7 +41,7 @@ def run(
         except InputError as error:
             raise InputError(f"{printable(file or '')}: {error}; use another folder, or remove that file") from None
         yield total
-    chunks = [one for one in chunks if total is None or one not in total.chunks]
+    chunks = [one for one in mine if total is None or one not in total.chunks]
     saved, wait = time.monotonic(), SAVED_EVERY
     try:
         for part in evaluate_each(net, dataset, plan, chunks=chunks):
@@ -57,6 +54,18 @@ def run(
     finally:
         if file is not None and total is not None and chunks:
             total.save(file)
+
+
+def chunks_of(dataset: Dataset, shard: tuple[int, int]) -> range:
+    """The parts of the data set that are a shard's, which of how many.
+
+    Raises:
+        InputError: no such shard.
+    """
+    which, of = shard
+    if not 1 <= which <= of:
+        raise InputError(f"a shard is one of 1/{of}, ..., {of}/{of}, got {which}/{of}")
+    return range(which - 1, chunks_in(len(dataset)), of)
 
 
 def gathered(folder: Path) -> Evaluation:
@@ -77,7 +86,7 @@ def gathered(folder: Path) -> Evaluation:
 
 def missing(evaluation: Evaluation) -> int:
     """How many parts of the data set are not in it yet."""
-    return -(-int(evaluation.settings["images"]) // CHUNK) - len(evaluation.chunks)
+    return chunks_in(evaluation.settings["images"]) - len(evaluation.chunks)
 
 
 def calibrate(

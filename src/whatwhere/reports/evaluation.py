@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from whatwhere.classifiers.classifier import Classifier
-from whatwhere.datasets.sample import Dataset, box_around
+from whatwhere.datasets.sample import Dataset
 from whatwhere.errors import DataError, WhatWhereError
 from whatwhere.evaluation.agreement import stretched
 from whatwhere.evaluation.classification import average_precision, confused
@@ -290,16 +290,14 @@ def _seen(
         photo = sample.photo()
         (one,) = explain(net, photo, target=index, method=method, threshold=threshold)
         label = evaluation.settings["numbers"][row["class"]]
-        boxes = sample.boxes.get(label, ())
-        if not boxes and (truth := sample.truth(label, photo.size)) is not None and (box := box_around(truth)):
-            boxes = (box,)
+        boxes = sample.boxes_of(label, sample.truth(label, photo.size))
     except DataError:
         return None
     return one, boxes
 
 
 def _drawn(one: Explanation, boxes: Sequence[Box], render: Callable[..., np.ndarray]) -> str:
-    """The picture with the true boxes dashed green, and the predicted one white."""
+    """The picture with the true boxes green, and the predicted one white."""
     picture = Image.fromarray(render(one.pixels, one.heat))
     scale = SIDE / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
