@@ -10,6 +10,7 @@ import whatwhere
 HOUSE = Path(whatwhere.__path__[0])
 ROOMS = [
     "errors",
+    "files",
     "types",
     "geometry",
     "images",

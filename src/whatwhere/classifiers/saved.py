@@ -1,7 +1,6 @@
 """A saved run: a folder with ``model.safetensors`` and ``run.toml``, and no pickle in it."""
 
 import os
-import tempfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from whatwhere.classifiers.labels import Labels
 from whatwhere.classifiers.weights import load_weights, read_weights
 from whatwhere.classifiers.zoo import build
 from whatwhere.errors import DataError, InputError
+from whatwhere.files import aside
 from whatwhere.images import Preprocess, printable
 
 WEIGHTS, RUN = "model.safetensors", "run.toml"
@@ -48,12 +48,9 @@ def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
     if net.thresholds:
         run["thresholds"] = net.thresholds
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        # written aside and renamed, so that no file is ever half there
-        save_file(state, Path(scratch, WEIGHTS))
-        Path(scratch, RUN).write_text(tomli_w.dumps(run), encoding="utf-8")
-        Path(scratch, WEIGHTS).replace(folder / WEIGHTS)
-        Path(scratch, RUN).replace(folder / RUN)
+    with aside(folder / RUN) as run_file, aside(folder / WEIGHTS) as weights_file:
+        save_file(state, weights_file)
+        run_file.write_text(tomli_w.dumps(run), encoding="utf-8")
     return folder
 
 

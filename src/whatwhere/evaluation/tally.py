@@ -4,7 +4,6 @@ A tally is named arrays of integers. Those that are to have an interval begin wi
 images themselves, then as many bootstrap samples of them.
 """
 
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whatwhere.errors import DataError
+from whatwhere.files import aside
 from whatwhere.images import printable
 
 REPLICATES = 200
@@ -57,10 +57,8 @@ class Tally(Mapping[str, np.ndarray]):
 
     def save(self, path: Path) -> None:
         """Write it to a file (.npz), aside and renamed."""
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".whatwhere-") as scratch:
-            aside = Path(scratch, "tally.npz")
-            np.savez_compressed(aside, **self._arrays)  # type: ignore[arg-type]
-            aside.replace(path)
+        with aside(path) as written, written.open("wb") as file:
+            np.savez_compressed(file, **self._arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> "Tally":

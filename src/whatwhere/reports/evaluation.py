@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from whatwhere.evaluation.localization import HITS, SHARES, iou
 from whatwhere.evaluation.results import Evaluation, iou_at
 from whatwhere.evaluation.tally import Measure
 from whatwhere.explanation import THRESHOLD, Explanation, explain
+from whatwhere.files import aside
 from whatwhere.geometry import Box
 from whatwhere.maps import METHODS
 from whatwhere.reports.page import data_uri, pages
@@ -127,11 +127,9 @@ def write_evaluation(evaluation: Evaluation, net: Classifier, dataset: Dataset, 
         "images.csv": _table_of_images(evaluation),
         "index.html": page,
     }
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".whatwhere-") as scratch:
-        for name, text in texts.items():
-            aside = Path(scratch, name)
-            aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-            aside.replace(folder / name)
+    for name, text in texts.items():
+        with aside(folder / name) as file:
+            file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     return folder / "index.html"
 
 

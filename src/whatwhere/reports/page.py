@@ -2,7 +2,6 @@
 
 import base64
 import io
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from whatwhere.explanation import Explanation
+from whatwhere.files import aside
 from whatwhere.images import printable
 from whatwhere.reports.picture import draw, write
 
@@ -33,14 +33,9 @@ def write_report(seen: Iterable[list[Explanation]], folder: Path, model: str, *,
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".whatwhere-") as scratch:
-        aside = Path(scratch, "index.html")
-        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            for text in pages.get_template("page.html.j2").generate(
-                entries=_entries(seen, folder, keep), model=model
-            ):
-                file.write(text)
-        aside.replace(page)
+    with aside(page) as written, written.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for text in pages.get_template("page.html.j2").generate(entries=_entries(seen, folder, keep), model=model):
+            file.write(text)
     return page
 
 

@@ -1,7 +1,6 @@
 """Explanation -> picture: the image, the map over it, the boxes, and a caption."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from whatwhere.errors import InputError, nearest
 from whatwhere.explanation import Explanation
+from whatwhere.files import aside
 from whatwhere.geometry import Box
 from whatwhere.types import Heat, Pixels
 
@@ -109,10 +109,8 @@ def write(picture: Image.Image, path: Path) -> None:
     format = Image.registered_extensions().get(path.suffix.lower())
     if format not in Image.SAVE:
         raise InputError(f"{path}: pictures are written as .png, .jpg or .webp, got {path.suffix!r}")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".whatwhere-") as scratch:
-        aside = Path(scratch, "picture" + path.suffix)
-        picture.save(aside, format)
-        aside.replace(path)
+    with aside(path) as file:
+        picture.save(file, format)
 
 
 def _panel(image: Image.Image, side: int) -> Image.Image:
