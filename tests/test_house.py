@@ -22,6 +22,7 @@ ROOMS = [
     "explanation",
     "evaluation",
     "reports",
+    "training",
     "apps",
     "__main__",
 ]

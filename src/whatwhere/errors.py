@@ -4,6 +4,7 @@
     ├── InputError          an argument is wrong: a name, a shape, a range
     ├── DataError           a file or an image cannot be used; names it and says why
     ├── UnsupportedError    the method and the network do not go together; names the method that would do
+    ├── TrainingError       a training cannot go on; says where it stopped and what is kept
     └── MissingExtraError   an optional package is not installed; names the extra that brings it
 
 Each message says what was wanted, what came, and what to do.
@@ -27,6 +28,10 @@ class DataError(WhatWhereError, ValueError):
 
 class UnsupportedError(WhatWhereError):
     """The method does not apply to this network."""
+
+
+class TrainingError(WhatWhereError):
+    """A training cannot go on."""
 
 
 class MissingExtraError(WhatWhereError):

@@ -1,9 +1,12 @@
 """Files that nobody ever finds half written."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from whatwhere.errors import InputError
 
 
 @contextmanager
@@ -17,3 +20,26 @@ def aside(path: Path) -> Iterator[Path]:
         written = Path(scratch, path.name)
         yield written
         written.replace(path)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """For a while, nobody else holds the file of that name; it is let go however the process ends.
+
+    Raises:
+        InputError: somebody holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # where there are no such locks, two at once are not found out
+        yield
+        return
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{path.parent}: another process is at work in this folder") from None
+        yield
+    finally:
+        os.close(file)

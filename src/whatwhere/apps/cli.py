@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from whatwhere.apps import measuring
+from whatwhere.apps import measuring, training
 from whatwhere.apps.console import (
     BatchOption,
     DeviceOption,
@@ -196,6 +196,7 @@ def _files(photos: list[str], out: Path | None) -> Iterator[str]:
 
 
 app.add_typer(measuring.app)
+app.add_typer(training.app)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from itertools import chain
 import torch
 from torch import nn
 
+from whatwhere.classifiers.backbones import probe
 from whatwhere.classifiers.classifier import Activation, Classifier, logits_of, undisturbed
 from whatwhere.classifiers.hooked import HookedClassifier, find_layer
 from whatwhere.classifiers.labels import Labels, imagenet
@@ -38,7 +39,8 @@ def around(
     if preprocess is None:
         preprocess = timm_preprocess(network) if from_timm else Preprocess()
     name = name or type(network).__name__
-    image = _probe(network, preprocess)
+    like = next(chain(network.parameters(), network.buffers()), torch.empty(0))
+    image = probe(len(preprocess.mean), preprocess.size, like)
     try:
         with undisturbed(network), torch.no_grad():
             logits = logits_of(network(image))
@@ -63,14 +65,6 @@ def around(
     if layer is None:
         return SplitClassifier(network, labels, preprocess, name, activation)
     return HookedClassifier(network, labels, preprocess, name, activation, layer=layer)
-
-
-def _probe(network: nn.Module, preprocess: Preprocess) -> torch.Tensor:
-    """An image of noise, always the same, to see what the network does with it."""
-    like = next(chain(network.parameters(), network.buffers()), torch.empty(0))
-    like = like if like.is_floating_point() else torch.empty(0, device=like.device)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, len(preprocess.mean), *preprocess.size, generator=generator).to(like)
 
 
 def _splits(network: nn.Module, image: torch.Tensor, logits: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -135,6 +135,8 @@ class Classifier(ABC):
         preprocess: photo -> input.
         name: what ``load`` would take, or the class of the module.
         activation: "softmax" for one class an image, "sigmoid" for any number of them.
+        options: what ``build`` takes besides the name, of a network that has one.
+        about: what else its run says of it: how it was trained, on what, and what was measured.
         thresholds: by the name of a map method, the share of a map's maximum that makes the best boxes, where that
             has been measured (``whatwhere calibrate``). They are of this layer.
     """
@@ -152,6 +154,8 @@ class Classifier(ABC):
         self.preprocess = preprocess
         self.name = name
         self.activation: Activation = activation
+        self.options: dict[str, Any] = {}
+        self.about: dict[str, Any] = {}
         self.thresholds: dict[str, float] = {}
         if activation not in get_args(Activation):
             raise InputError(f"activation is one of {', '.join(get_args(Activation))}, got {activation!r}")

@@ -59,9 +59,9 @@ def load(
         net = load_run(Path(model), labels=labels, preprocess=preprocess, activation=activation, layer=layer)
     else:
         name = os.fspath(model)
-        own = {} if weights is None or labels is None else {"num_classes": len(labels)}
+        classes = None if weights is None or labels is None else len(labels)
         try:
-            network, found = build(name, pretrained=pretrained and weights is None, **own)
+            network, found = build(name, pretrained=pretrained and weights is None, num_classes=classes)
         except InputError:
             if Path(name).is_dir():
                 raise DataError(f"{printable(name)}: not a saved run, it has no {RUN}") from None

@@ -20,6 +20,8 @@ from whatwhere.errors import DataError, InputError
 from whatwhere.files import aside
 from whatwhere.images import Preprocess, printable
 
+_OWN = ("model", "preprocess", "labels", "thresholds")
+"""Tables that say how to build it."""
 WEIGHTS, RUN = "model.safetensors", "run.toml"
 
 
@@ -33,7 +35,7 @@ def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
     """
     folder = Path(folder)
     try:
-        again, _ = build(net.name, pretrained=False, num_classes=len(net.labels))
+        again, _ = build(net.name, pretrained=False, num_classes=len(net.labels), **net.options)
     except InputError:
         raise InputError(f"only networks that have a name in a library can be saved, got {net.name!r}") from None
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.network.state_dict().items()}
@@ -43,10 +45,13 @@ def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
         "preprocess": asdict(net.preprocess),
         "labels": {"names": list(net.labels), "synonyms": [list(words) for words in net.labels.synonyms]},
     }
+    if net.options:
+        run["model"]["options"] = net.options
     if isinstance(net, HookedClassifier):
         run["model"]["layer"] = net.layer
     if net.thresholds:
         run["thresholds"] = net.thresholds
+    run |= {key: told for key, told in net.about.items() if key not in run}
     folder.mkdir(parents=True, exist_ok=True)
     with aside(folder / RUN) as run_file, aside(folder / WEIGHTS) as weights_file:
         save_file(state, weights_file)
@@ -76,7 +81,8 @@ def load_run(
         }
         preprocess = preprocess or Preprocess(**settings)
         labels = labels if labels is not None else Labels(words["names"], words["synonyms"])
-        network, _ = build(model["name"], pretrained=False, num_classes=len(words["names"]))
+        options = dict(model.get("options", {}))
+        network, _ = build(model["name"], pretrained=False, num_classes=len(words["names"]), **options)
         activation = activation or model["activation"]
         if activation not in get_args(Activation):
             raise ValueError(f"activation = {activation!r}")
@@ -94,6 +100,8 @@ def load_run(
         activation=activation,
         layer=layer or model.get("layer"),
     )
+    net.options = options
+    net.about = {key: told for key, told in run.items() if key not in _OWN}
     if layer in {None, model.get("layer")}:
         net.thresholds = thresholds
     return net

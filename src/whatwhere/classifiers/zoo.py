@@ -3,14 +3,21 @@
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from whatwhere.classifiers import camnets
+from whatwhere.classifiers.backbones import dilate, headed, probe, renewed
+from whatwhere.classifiers.classifier import logits_of
+from whatwhere.classifiers.ensemble import ENSEMBLE, together
+from whatwhere.classifiers.layers import for_timm
+from whatwhere.classifiers.lenet import LeNet5
 from whatwhere.classifiers.weights import load_weights, read_weights
 from whatwhere.errors import DataError, InputError, nearest
 from whatwhere.images import Preprocess
@@ -19,23 +26,81 @@ EMBEDDED = "efficientnet-lite0"
 """The classifier whose ImageNet weights come with the install (Tan & Le 2019, the Lite variant)."""
 
 
-def build(name: str, *, pretrained: bool, **options: Any) -> tuple[nn.Module, Preprocess]:
+def build(
+    name: str,
+    *,
+    pretrained: bool,
+    num_classes: int | None = None,
+    head: Mapping[str, Any] | None = None,
+    stride: int | None = None,
+    **options: Any,
+) -> tuple[nn.Module, Preprocess]:
     """A named network in evaluation mode, and how photos become its input.
 
     Args:
         name: as ``load`` takes it.
-        pretrained: weights from the install or the hub, or random ones.
-        options: what the library's own constructor takes besides, ``num_classes`` say.
+        pretrained: weights from the install or the hub, or random ones. A last layer for other classes than those of
+            the weights is new and random in either case.
+        num_classes: k; by default those of the weights.
+        head: options of a head of ours in place of the network's own, as ``headed`` takes them.
+        stride: pixels a cell of a finer grid, of a network with a head of ours.
+        options: what the library's own constructor takes besides; ``norm`` and ``antialias`` of networks that have
+            the choice.
 
     Raises:
-        InputError: no such name.
+        InputError: no such name or option.
         DataError: the weights cannot be had.
+        UnsupportedError: the network takes no other head.
     """
+    try:
+        network, preprocess = _own(name, pretrained, num_classes, options) or _named(name, pretrained, options)
+    except TypeError as error:
+        raise InputError(f"{name} does not take {', '.join(options) or 'that'}: {error}") from None
+    if head is not None:
+        like = next(network.parameters())
+        classes = num_classes or logits_of(network(probe(len(preprocess.mean), preprocess.size, like))).shape[1]
+        image = probe(len(preprocess.mean), preprocess.size, like)
+        network = headed(network, image, classes, **head)
+        if stride is not None:
+            dilate(network.backbone, image, stride)
+    elif num_classes is not None and name not in OWN:
+        network = renewed(network, num_classes)
+    return network.eval(), preprocess
+
+
+OWN = ("lenet5", *camnets.NAMES, ENSEMBLE)
+"""Networks that no library has."""
+
+
+def _own(
+    name: str, pretrained: bool, classes: int | None, options: dict[str, Any]
+) -> tuple[nn.Module, Preprocess] | None:
+    """A network of ours, or None where the name is not one's."""
+    if name not in OWN:
+        return None
+    if classes is None:
+        raise InputError(f"{name} has no weights of its own to load; train it, and load the run")
+    if name == "lenet5":
+        return LeNet5(classes, **options), Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
+    if name == ENSEMBLE:
+        built = [
+            build(one["name"], pretrained=False, num_classes=classes, **one["options"]) for one in options["members"]
+        ]
+        image = probe(len(built[0][1].mean), tuple(options["size"]))
+        layers = [one.get("layer") for one in options["members"]]
+        return together([network for network, _ in built], image, classes, layers), built[0][1]
+    base = camnets.BASES[name.partition("-")[0]].name
+    network, preprocess = _named(f"torchvision/{base}", pretrained, options)
+    return camnets.cam_network(name, network, classes), preprocess
+
+
+def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Module, Preprocess]:
+    """A library's network, with as many classes as its weights have."""
     import timm
     import torchvision
 
     if name == EMBEDDED:
-        network, preprocess = build("timm/tf_efficientnet_lite0", pretrained=False, **options)
+        network, preprocess = _named("timm/tf_efficientnet_lite0", False, options)
         if pretrained:
             load_weights(network, _embedded_weights(network), name)
         return network, preprocess
@@ -46,14 +111,21 @@ def build(name: str, *, pretrained: bool, **options: Any) -> tuple[nn.Module, Pr
     )
     if in_timm:
         with _hub(name):
-            network = timm.create_model(bare, pretrained=pretrained, **options)
-        return network.eval(), timm_preprocess(network)
+            network = timm.create_model(bare, pretrained=pretrained, **for_timm(options))
+        preprocess = timm_preprocess(network)
+        if "img_size" in options:  # of networks that are built for one size
+            h, w = (options["img_size"],) * 2 if isinstance(options["img_size"], int) else options["img_size"]
+            preprocess = replace(preprocess, size=(h, w))
+        return network.eval(), preprocess
     if in_torchvision:
         default = torchvision.models.get_model_weights(bare).DEFAULT
+        plain = {"aux_logits": False, "init_weights": True} if bare in {"googlenet", "inception_v3"} else {}
         with _hub(name):
-            network = torchvision.models.get_model(bare, weights=default if pretrained else None, **options)
-        return network.eval(), _torchvision_preprocess(default.transforms())
-    known = [EMBEDDED, *(f"timm/{one}" for one in timm.list_models())]
+            network = torchvision.models.get_model(
+                bare, weights=default if pretrained else None, **{**plain, **options}
+            )
+        return network.eval(), _torchvision_preprocess(network, default.transforms())
+    known = [EMBEDDED, *OWN, *(f"timm/{one}" for one in timm.list_models())]
     known += [f"torchvision/{one}" for one in torchvision.models.list_models(module=torchvision.models)]
     if not library:
         known += [one.rpartition("/")[2] for one in known]
@@ -111,12 +183,17 @@ def timm_preprocess(network: nn.Module) -> Preprocess:
     )
 
 
-def _torchvision_preprocess(transforms: Any) -> Preprocess:
+def _torchvision_preprocess(network: nn.Module, transforms: Any) -> Preprocess:
     (side,), (resized,) = transforms.crop_size, transforms.resize_size
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    if getattr(network, "transform_input", False):
+        # it maps its input from these to others itself, and a saved run of it would not know
+        network.transform_input = False  # type: ignore[assignment]
+        mean, std = (0.5,) * 3, (0.5,) * 3
     return Preprocess(
         size=(side, side),
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
+        mean=mean,
+        std=std,
         interpolation=transforms.interpolation.value,
         crop_fraction=min(1.0, side / resized),
     )

@@ -1,0 +1,116 @@
+"""The command that trains."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import TaskID
+
+from whatwhere.apps.console import errors_said, progress_of, stderr, stdout
+from whatwhere.apps.memory import keep_freed_memory
+from whatwhere.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Labelled pictures: \\[split/]class/file, or any layout.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the run, which every command takes as --model.")] = Path(
+        "run"
+    ),
+    model: Annotated[
+        str | None, typer.Option(help="What to begin with. \\[default: efficientnet-lite0, embedded]")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train all of the network, not the last layer alone; needs Lightning.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML with what differs from the defaults; a run's run.toml.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One such thing: epochs=5, head.pool=max.")
+    ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option(help="A data set with boxes, on which the threshold is chosen.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at unreadable images, empty classes, duplicates.")
+    ] = False,
+    layout: Annotated[str | None, typer.Option(help="Of the data set, where its files do not say it.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    devices: Annotated[int | None, typer.Option(min=1, help="So many of them. \\[default: all]")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+) -> None:
+    """Train a classifier from labels alone, and save it as a run.
+
+    Without --full only the last layer is fitted, on features that are computed once: minutes on a laptop.
+
+    Exit code 0; 1 for bad data or a training that cannot go on; 2 for wrong usage; 130 when interrupted.
+    """
+    with errors_said():
+        from whatwhere.training.fit import train as fitted
+        from whatwhere.training.recipe import Recipe, read_recipe, set_in
+
+        keep_freed_memory()
+        recipe: Recipe | None = read_recipe(config) if config is not None else Recipe()
+        given: dict[str, Any] = {"model": model, "seed": seed, "boxes": str(boxes) if boxes else None}
+        words = [f"{name}={value}" for name, value in given.items() if value is not None]
+        for word in [*(setting or ()), *(["mode=full"] if full else ()), *words]:
+            recipe = set_in(recipe, word)  # type: ignore[arg-type]
+        if resume and config is None and not (setting or full or words):
+            recipe = None
+        if devices is not None and device == "auto":
+            raise InputError("--devices needs --device: cpu, cuda or mps")
+        watch = Progressing()
+        try:
+            with watch.progress:
+                net = fitted(
+                    folder,
+                    out,
+                    recipe,
+                    layout=layout,
+                    resume=resume,
+                    strict=strict,
+                    devices=devices or "auto",
+                    accelerator=device,
+                    nodes=nodes,
+                    watch=watch,
+                )
+        except KeyboardInterrupt:
+            stderr.print(f"interrupted; --resume --out {escape(str(out))} goes on", highlight=False, soft_wrap=True)
+            raise typer.Exit(130) from None
+    measured = net.about.get("measured", {})
+    for name, value in measured.items():
+        if name in _SAID or name.endswith(("MaxBoxAccV2", "PxAP")):
+            stdout.print(f"{name}: {value if isinstance(value, str) else f'{100 * value:.1f}'}", highlight=False)
+    for method, share in net.thresholds.items():
+        stdout.print(f"threshold of {method}: {share:.3f} of a map's maximum", highlight=False)
+    stderr.print(f"saved to {escape(str(out))}", highlight=False, soft_wrap=True)
+
+
+_SAID = ("on", "top-1", "top-5", "mAP")
+
+
+class Progressing:
+    """A bar for each thing that is done, one after another; news above them."""
+
+    def __init__(self) -> None:
+        self.progress = progress_of(2)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """As a training tells it."""
+        if total == 0:
+            self.progress.console.print(f"[yellow]note[/] {escape(what)}", highlight=False, soft_wrap=True)
+            return
+        if what not in self.tasks:
+            for task in self.tasks.values():
+                self.progress.update(task, visible=False)
+            self.tasks[what] = self.progress.add_task(what, total=total)
+        self.progress.update(self.tasks[what], completed=done, total=total)

@@ -1,0 +1,229 @@
+"""A network without its last layer, and with another one: what fine-tuning and conversion begin with."""
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from whatwhere.classifiers.acol import AdversarialBranches
+from whatwhere.classifiers.classifier import undisturbed
+from whatwhere.classifiers.heads import Head, Headed, convolution
+from whatwhere.classifiers.hooked import find_layer
+from whatwhere.classifiers.layouts import NoGridError, as_grid, first_tensor, normalized_widths
+from whatwhere.errors import InputError, UnsupportedError
+from whatwhere.types import Extent, Features, Images
+
+
+class Grid(nn.Module):
+    """The features of a network that splits by itself, as a grid (b c y x) whatever its own layout."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.widths = normalized_widths(network)
+
+    def forward(self, images: Images) -> Features:
+        """Features (b c y x)."""
+        return as_grid(first_tensor(self.network.forward_features(images)), tuple(images.shape[2:]), self.widths)[0]  # type: ignore[operator]
+
+
+class Traced(nn.Module):
+    """The features that a layer of a network gives; what comes after it is cut away."""
+
+    def __init__(self, network: nn.Module, layer: str) -> None:
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        super().__init__()
+        self.widths = normalized_widths(network)
+        try:
+            self.network = create_feature_extractor(network, {layer: "features"})
+        except Exception as error:  # of tracing somebody else's code
+            raise UnsupportedError(
+                f"{type(network).__name__} cannot be cut after {layer!r}: {type(error).__name__}: "
+                f"{str(error).splitlines()[0]}; give it forward_features and forward_head, as timm's networks have"
+            ) from error
+
+    def forward(self, images: Images) -> Features:
+        """Features (b c y x)."""
+        return as_grid(self.network(images)["features"], tuple(images.shape[2:]), self.widths)[0]
+
+
+def backbone_of(network: nn.Module, image: Images, layer: str | None = None) -> tuple[nn.Module, int]:
+    """What finds, without what decides; and how many channels it gives. It shares the network's parameters.
+
+    Args:
+        network: gives logits.
+        image: (1 d h w), anything that is not constant.
+        layer: cut after this one; by default where the network splits by itself, or the last grid.
+
+    Raises:
+        UnsupportedError: there is no grid of features, or the network cannot be cut there.
+    """
+    if isinstance(network, Headed):
+        return nn.Sequential(network.backbone, network.neck), network.num_features
+    splits = layer is None and hasattr(network, "forward_features") and hasattr(network, "forward_head")
+    backbone = Grid(network) if splits else Traced(network, layer or find_layer(network, image))
+    with undisturbed(backbone), torch.no_grad():
+        try:
+            features = backbone(image)
+        except NoGridError as error:
+            raise UnsupportedError(f"{type(network).__name__} gives no grid of features: {error}") from None
+    return backbone, features.shape[1]
+
+
+def headed(network: nn.Module, image: Images, classes: int, **head: Any) -> Headed:
+    """A network with a head of ours in place of its own.
+
+    Args:
+        network: gives logits; its own last layers are let go.
+        image: (1 d h w), anything that is not constant.
+        classes: k.
+        head: as ``Head`` takes it; ``units`` for a 3 x 3 convolution of so many before it; ``branches=2`` for those
+            of Adversarial Complementary Learning.
+
+    Raises:
+        InputError: no such option of a head.
+        UnsupportedError: the network has no grid of features, or cannot be cut there.
+    """
+    backbone, channels = backbone_of(network, image)
+    if isinstance(backbone, Grid) and hasattr(network, "reset_classifier"):
+        network.reset_classifier(0)  # type: ignore[operator]
+    options = dict(head)
+    units, branches = options.pop("units", 0), options.pop("branches", 1)
+    if branches not in {1, 2} or (branches == 2 and options):
+        raise InputError(f"a head has 1 branch, or 2 with no options but units; got {head}")
+    if branches == 2:
+        return AdversarialBranches(backbone, channels, classes, units or 1024)
+    neck = convolution(channels, units) if units else nn.Identity()
+    try:
+        return Headed(backbone, neck, Head(units or channels, classes, **options))
+    except TypeError as error:
+        raise InputError(
+            f"a head takes pool, order, dropout, scaled, units and branches, got {', '.join(head)}: {error}"
+        ) from None
+
+
+def renewed(network: nn.Module, classes: int) -> nn.Module:
+    """The same network with a fresh last layer for so many classes; it is changed in place.
+
+    Raises:
+        UnsupportedError: no last layer is found.
+    """
+    if isinstance(network, Headed):
+        raise UnsupportedError("a head of ours is built anew with headed(...)")
+    if hasattr(network, "reset_classifier"):
+        network.reset_classifier(classes)  # type: ignore[operator]
+        return network
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
+    for name in last:
+        old = network.get_submodule(name)
+        if isinstance(old, nn.Linear):
+            new: nn.Module = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+        elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1) and old.groups == 1:
+            new = nn.Conv2d(old.in_channels, classes, 1, bias=old.bias is not None)
+        else:
+            continue
+        network.set_submodule(name, new.to(next(network.parameters()).device))
+        return network
+    raise UnsupportedError(f"{type(network).__name__}: found no last linear layer to renew; use a head of ours")
+
+
+def probe(channels: int, size: Extent, like: Tensor | None = None) -> Images:
+    """An image of noise (1 d h w), always the same, to see what a network does with it.
+
+    Args:
+        channels: d.
+        size: (h, w) or (z, h, w).
+        like: of whose device, and of whose dtype if it is a floating-point one.
+    """
+    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    if like is None:
+        return noise
+    return noise.to(like) if like.is_floating_point() else noise.to(like.device)
+
+
+def stages_of(backbone: nn.Module, image: Images) -> list[str]:
+    """The last layer of each size of grid, shallow to deep, as in ``named_modules()``.
+
+    Args:
+        backbone: images -> features (b c y x).
+        image: (1 d h w).
+    """
+    last: dict[tuple[int, ...], str] = {}
+
+    def note(name: str) -> Any:
+        def noted(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
+                last[tuple(output.shape[2:])] = name
+
+        return noted
+
+    with ExitStack() as hooks, undisturbed(backbone), torch.no_grad():
+        for name, module in backbone.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(note(name)))
+        backbone(image)
+    return list(last.values())
+
+
+def dilate(backbone: nn.Module, image: Images, stride: int) -> None:
+    """Take the steps out of a backbone that make its cells wider than so many pixels, and dilate what follows them.
+
+    A layer behind steps that are gone looks as far apart as they were long, so the values at the old places are those
+    of before (Yu & Koltun 2016; Chen et al., DeepLab, 2018, section 3.1). It is changed in place.
+
+    Args:
+        backbone: images -> features (b c y x).
+        image: (1 d h w).
+        stride: pixels a cell.
+
+    Raises:
+        InputError: not a power of two times finer than the backbone's own.
+        UnsupportedError: an average is pooled where steps have to go.
+    """
+    before: dict[Any, tuple[int, ...]] = {}
+
+    def note(module: nn.Module, given: Any) -> None:
+        before[module] = tuple(given[0].shape[2:])
+
+    with ExitStack() as hooks, undisturbed(backbone), torch.no_grad():
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+                hooks.enter_context(module.register_forward_pre_hook(note))
+        own = round(image.shape[2] / backbone(image).shape[2])
+    if stride < 1 or own % stride or (own // stride) & (own // stride - 1):
+        raise InputError(f"a stride is {own}, {own // 2}, {own // 4}, ... for this network, got {stride}")
+    for layer, size in before.items():
+        factor = round(image.shape[2] / size[0]) // stride
+        if factor < 1 or (factor == 1 and max(_pair(layer.stride)) == 1):
+            continue
+        if isinstance(layer, nn.AvgPool2d):
+            raise UnsupportedError("an average pool cannot be dilated; use a stride that leaves it as it is")
+        if isinstance(layer, Conv2dSame):
+            _pad_as_before(layer, size, factor)
+        elif not isinstance(layer.padding, str):
+            layer.padding = tuple(factor * one for one in _pair(layer.padding))
+        layer.stride = (1, 1)
+        layer.dilation = tuple(factor * one for one in _pair(layer.dilation))
+
+
+def _pad_as_before(layer: Any, size: tuple[int, ...], factor: int) -> None:
+    """Of a layer that pads by the size of its input, and more at the end: as it did with its steps."""
+    pads: list[int] = []
+    for cells, kernel, step in zip(size, layer.kernel_size, layer.stride, strict=True):
+        start = max((-(-cells // step) - 1) * step + kernel - cells, 0) // 2
+        pads = [start * factor, (kernel - 1 - start) * factor, *pads]  # the last axis comes first
+    layer.__class__ = nn.Conv2d
+    layer.padding = (0, 0)
+    layer.register_forward_pre_hook(partial(_padded, pads))
+
+
+def _padded(pads: list[int], module: nn.Module, given: tuple[Tensor]) -> Tensor:
+    return nn.functional.pad(given[0], pads)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)

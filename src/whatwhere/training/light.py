@@ -1,0 +1,263 @@
+"""The last layer alone, on what the rest of the network finds: computed once, kept in a file, fitted in seconds."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from whatwhere.classifiers.classifier import Classifier, modules_of, undisturbed
+from whatwhere.classifiers.heads import Head, Headed, learned_weight
+from whatwhere.errors import UnsupportedError
+from whatwhere.files import aside
+from whatwhere.training.data import Pictures, looks
+from whatwhere.training.objective import loss_of, prior_of
+
+DECAYS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+"""Of the weights, on features whose mean square is 1: what cross-validation chooses from."""
+GRID_DECAY = 1e-4
+"""Where each fit takes too long for cross-validation."""
+FOLDS = 5
+STEPS = 200
+FEATURES = "features.safetensors"
+
+
+def deciding(network: nn.Module) -> nn.Module:
+    """The part of a network that light mode trains: its last linear layer, and the pool if one is behind that.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    if isinstance(network, Headed) and (network.head.order == "linear-pool" or network.head.attention is not None):
+        return network.head
+    for module in modules_of(network):
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
+            return module
+    raise UnsupportedError(f"{type(network).__name__} has no last linear layer; train it with mode = full")
+
+
+def features_of(
+    net: Classifier,
+    pictures: Pictures,
+    file: Path | None = None,
+    *,
+    batch: int = 16,
+    seen: Callable[[int, int], None] = lambda done, total: None,
+) -> Float[Tensor, "n 2 ..."]:
+    """What the deciding part reads, of each picture and of its mirror image.
+
+    Args:
+        net: the classifier, as it begins.
+        pictures: n of them.
+        file: where they are kept, and taken from if they are those of the same network and pictures.
+        batch: images that go through at once.
+        seen: called with how many pictures of how many have been seen.
+
+    Returns:
+        (n 2 c), or (n 2 c y x) where grids are read.
+    """
+    key = _key(net, pictures)
+    if file is not None and file.exists():
+        try:
+            with safe_open(file, "pt") as stored:
+                if (stored.metadata() or {}).get("key") == key:
+                    seen(len(pictures), len(pictures))
+                    kept: Tensor = stored.get_tensor("features")
+                    return kept
+        except (SafetensorError, OSError):
+            pass  # half of a file from elsewhere; it is made anew
+    part, found = deciding(net.network), []
+    with undisturbed(net.network), torch.no_grad(), _reading(part) as given:
+        for images in looks(pictures, net.preprocess, batch):
+            images = images.to(net.device)
+            views = []
+            for view in (images, images.flip(-1)):
+                given.clear()
+                net.network(view)
+                views.append(given[-1].float().cpu())
+            found.append(torch.stack(views, 1))
+            seen(sum(map(len, found)), len(pictures))
+    features = torch.cat(found)
+    features = features.flatten(2) if isinstance(part, nn.Linear | nn.Conv2d) else features
+    if file is not None:
+        with aside(file) as place:
+            save_file({"features": features}, place, {"key": key})
+    return features
+
+
+@contextmanager
+def _reading(part: nn.Module) -> Iterator[list[Tensor]]:
+    given: list[Tensor] = []
+    with part.register_forward_pre_hook(lambda module, args: given.append(args[0])):
+        yield given
+
+
+def _key(net: Classifier, pictures: Pictures) -> str:
+    """Changes with all that features depend on."""
+    own = {id(tensor) for tensor in deciding(net.network).state_dict(keep_vars=True).values()}
+    digest = hashlib.sha256(json.dumps(asdict(net.preprocess)).encode())
+    for name, tensor in net.network.state_dict(keep_vars=True).items():
+        if id(tensor) not in own:
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    digest.update("".join(pictures.digests).encode())
+    return digest.hexdigest()
+
+
+class Choice(NamedTuple):
+    """What cross-validation found."""
+
+    decay: float
+    accuracy: float
+    """Mean over the classes, on images that were left out; nan where nothing was chosen."""
+
+
+def fit_last_layer(
+    net: Classifier,
+    features: Float[Tensor, "n 2 ..."],
+    targets: Float[Tensor, "n k"],
+    *,
+    decay: float = 0.0,
+    adjustment: float = 1.0,
+    smoothing: float = 0.0,
+    seed: int = 0,
+    seen: Callable[[int, int], None] = lambda done, total: None,
+) -> Choice:
+    """Fit the deciding part of the network to features: logistic regression by L-BFGS, in place.
+
+    Args:
+        net: its activation says whether classes exclude one another.
+        features: from ``features_of``.
+        targets: 1 for each class that an image shows.
+        decay: L2 on the weights, of features whose mean square is 1; 0 for the best of ``DECAYS`` in 5 folds, or
+            where grids are read, for ``GRID_DECAY``.
+        adjustment: as of a recipe.
+        smoothing: of the labels.
+        seed: of the folds.
+        seen: called with how many fits of how many are done.
+    """
+    part = deciding(net.network)
+    # grids are not centred, since a pool behind the layer is not linear
+    middle = features.mean((0, 1)) if features.ndim == 3 else torch.zeros(())
+    scale = (features - middle).square().sum(2).mean().sqrt().clamp(min=1e-12)
+    read = (features - middle) / scale
+    labels = targets.argmax(1)
+    grids = features.ndim > 3
+    candidates = DECAYS if decay == 0 and not grids else ()
+    choice = Choice(decay or (GRID_DECAY if grids else 0.0), float("nan"))
+    if candidates:
+        folds, scores = _folds(labels, seed), []
+        for number, one in enumerate(candidates):
+            logits = torch.zeros_like(targets)
+            for fold in range(FOLDS):
+                inside = folds != fold
+                found = _fitted(part, read[inside], targets[inside], one, adjustment, smoothing, net.activation)
+                with torch.no_grad():
+                    logits[~inside] = found(read[~inside][:, 0])
+            scores.append((*_judged(logits, targets, net.activation), one))
+            seen(number + 1, len(candidates) + 1)
+        accuracy, _, best = max(scores)
+        choice = Choice(best, accuracy)
+    found = _fitted(part, read, targets, choice.decay, adjustment, smoothing, net.activation)
+    seen(1, 1)
+    _put_back(part, found, middle, scale)
+    return choice
+
+
+def _fitted(
+    part: nn.Module,
+    read: Tensor,
+    targets: Tensor,
+    decay: float,
+    adjustment: float,
+    smoothing: float,
+    activation: str,
+) -> nn.Module:
+    """A copy of the part, or a linear layer in place of one, fitted to features (n 2 ...)."""
+    k = targets.shape[1]
+    found: nn.Module
+    if read.ndim == 3:
+        found = nn.Linear(read.shape[2], k)
+        nn.init.zeros_(found.weight)
+        nn.init.zeros_(found.bias)
+    else:
+        assert isinstance(part, Head)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found = Head(read.shape[2], k, pool=part.pool, order=part.order, scaled=part.scaled)
+        nn.init.zeros_(found.linear.bias if found.linear.bias is not None else torch.empty(0))
+    rows, wanted = read.flatten(0, 1), targets.repeat_interleave(2, 0)
+    prior = prior_of(targets, activation) * adjustment
+    weights = [p for p in found.parameters() if p.ndim > 1]
+    optimizer = torch.optim.LBFGS(
+        found.parameters(),
+        max_iter=STEPS,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(found(rows) + prior, wanted, activation, smoothing)
+        loss = loss + 0.5 * decay * torch.stack([weight.square().sum() for weight in weights]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _folds(labels: Tensor, seed: int) -> Tensor:
+    """A fold for each image, those of a class spread evenly."""
+    draw, folds = np.random.default_rng(seed), torch.zeros(len(labels), dtype=torch.int64)
+    for label in set(labels.tolist()):
+        members = (labels == label).nonzero().flatten().numpy()
+        numbers = (np.arange(len(members)) + draw.integers(FOLDS)) % FOLDS
+        folds[torch.from_numpy(draw.permutation(members))] = torch.from_numpy(numbers)
+    return folds
+
+
+def _judged(logits: Tensor, targets: Tensor, activation: str) -> tuple[float, float]:
+    """Mean accuracy over the classes, and minus the loss, to tell those apart that are the same in the first."""
+    if activation == "sigmoid":
+        said = -functional.binary_cross_entropy_with_logits(logits, targets)
+        return float(said), float(said)
+    labels = targets.argmax(1)
+    right = (logits.argmax(1) == labels).float()
+    accuracy = np.mean([float(right[labels == label].mean()) for label in set(labels.tolist())])
+    return round(float(accuracy), 6), -float(functional.cross_entropy(logits, labels))
+
+
+def _put_back(part: nn.Module, found: nn.Module, middle: Tensor, scale: Tensor) -> None:
+    """Weights of centred and scaled features, as those of features as they are."""
+    with torch.no_grad():
+        if isinstance(found, Head):
+            assert isinstance(part, Head)
+            readers = [found.linear]
+            if found.attention is not None:
+                readers += [found.attention.value, found.attention.gate]
+            for conv in readers:
+                learned_weight(conv).div_(scale)
+            part.load_state_dict(found.state_dict())
+            return
+        assert isinstance(found, nn.Linear)
+        assert isinstance(part, nn.Linear | nn.Conv2d)
+        if part.bias is None:
+            raise UnsupportedError("the last linear layer has no bias to fit; give the network a head of ours")
+        for factor in (p for name, p in part.named_parameters() if name.endswith("factor")):
+            factor.fill_(1)
+        weight, mine = found.weight / scale, learned_weight(part)
+        mine.copy_(weight.reshape(mine.shape))
+        part.bias.copy_(found.bias - weight @ middle)
