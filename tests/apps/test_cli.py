@@ -280,3 +280,67 @@ def test_wrong_words_to_evaluate(scenes_on_disk, words, message, code):
     result = run("evaluate", "efficientnet-lite0", scenes_on_disk, *words)
     assert result.exit_code == code
     assert message in result.stderr
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    rows = [
+        boxed_scene(tmp_path / "data", f"{name}/{seed}.png", seed, (60, 90)) for name in "ab" for seed in range(4)
+    ]
+    (tmp_path / "data" / "boxes.csv").write_text("\n".join(["path,class,x0,y0,x1,y1", *rows]))
+    return tmp_path / "data"
+
+
+LENET = ["--model", "lenet5", "--set", "size=[48, 64]", "--set", "epochs=2", "--set", "light_start=false"]
+
+
+def test_train_makes_a_run_that_the_others_take(two_classes, tmp_path, photos):
+    result = run("train", two_classes, "--out", tmp_path / "run", *LENET, "--full", "--boxes", two_classes)
+    assert result.exit_code == 0, result.output
+    assert "threshold of gradcam" in result.stdout
+    assert f"saved to {tmp_path / 'run'}" in " ".join(result.stderr.split())
+    assert run("explain", photos[0], "--model", tmp_path / "run").exit_code == 0
+    assert run("evaluate", tmp_path / "run", two_classes).exit_code == 0
+    again = run("train", two_classes, "--out", tmp_path / "run", *LENET)
+    assert again.exit_code == 2
+    assert "holds a run already" in again.stderr
+    assert run("train", two_classes, "--out", tmp_path / "run", "--resume").exit_code == 0
+
+
+def test_train_says_what_it_leaves_out_and_stops_if_strict(two_classes, tmp_path):
+    (two_classes / "a" / "0.png").write_text("no picture")
+    (two_classes / "c").mkdir()
+    words = ["train", two_classes, *LENET, "--set", "mode=full"]
+    strict = run(*words, "--out", tmp_path / "strict", "--strict")
+    assert strict.exit_code == 1
+    assert "a/0.png" in strict.stderr
+    result = run(*words, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "1 images cannot be read and are left out: a/0.png" in result.stderr
+    assert "1 classes have no images" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (["--set", "epohcs=3"], "nearest: epochs", 2),
+        (["--model", "resnet9000"], "nearest", 2),
+        (["--config", "none.toml"], "none.toml", 1),
+        (["--devices", "2"], "--device", 2),
+    ],
+)
+def test_wrong_words_to_train(two_classes, tmp_path, words, message, code):
+    result = run("train", two_classes, "--out", tmp_path / "run", *words)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_train_on_what_is_no_folder_of_pictures(tmp_path):
+    result = run("train", tmp_path / "none", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "no such file or folder" in result.stderr
+    (tmp_path / "one" / "class").mkdir(parents=True)
+    Image.new("RGB", (20, 30)).save(tmp_path / "one" / "class" / "a.png")
+    result = run("train", tmp_path / "one", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "two classes, got 1" in result.stderr

@@ -25,8 +25,8 @@ from whatwhere.training.objective import loss_of, prior_of
 
 DECAYS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Of the weights, on features whose mean square is 1: what cross-validation chooses from."""
-GRID_DECAY = 1e-4
-"""Where each fit takes too long for cross-validation."""
+PLAIN_DECAY = 1e-4
+"""Where cross-validation takes too long, or has nothing to go by."""
 FOLDS = 5
 STEPS = 200
 FEATURES = "features.safetensors"
@@ -138,8 +138,8 @@ def fit_last_layer(
         net: its activation says whether classes exclude one another.
         features: from ``features_of``.
         targets: 1 for each class that an image shows.
-        decay: L2 on the weights, of features whose mean square is 1; 0 for the best of ``DECAYS`` in 5 folds, or
-            where grids are read, for ``GRID_DECAY``.
+        decay: L2 on the weights, of features whose mean square is 1; 0 for the best of ``DECAYS`` in 5 folds, or for
+            ``PLAIN_DECAY`` where grids are read or most classes have a single image.
         adjustment: as of a recipe.
         smoothing: of the labels.
         seed: of the folds.
@@ -151,9 +151,9 @@ def fit_last_layer(
     scale = (features - middle).square().sum(2).mean().sqrt().clamp(min=1e-12)
     read = (features - middle) / scale
     labels = targets.argmax(1)
-    grids = features.ndim > 3
-    candidates = DECAYS if decay == 0 and not grids else ()
-    choice = Choice(decay or (GRID_DECAY if grids else 0.0), float("nan"))
+    several = float((targets.sum(0) > 1).float().mean()) >= 0.5
+    candidates = DECAYS if decay == 0 and several and features.ndim == 3 else ()
+    choice = Choice(decay or PLAIN_DECAY, float("nan"))
     if candidates:
         folds, scores = _folds(labels, seed), []
         for number, one in enumerate(candidates):

@@ -1,0 +1,266 @@
+"""What training reaches: accuracy and localization of light and full mode, of heads, aids and small networks.
+
+    python benchmarks/training.py bars|where|scratch|loop [--data ../shared/data] [--runs FOLDER] [--only WORD ...]
+
+Each run is a folder below --runs that is gone on with if it was cut off, and one row in ``benchmarks/training.csv``
+when it is whole; what has a row is not done again. Settings were chosen on held-out parts of the training splits;
+the test splits are looked at once, here. ``loop`` times one step of the loop against the same step without it.
+``python benchmarks/training.py table`` makes ``benchmarks/training.md`` of the rows.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from timing import in_turn, machine, ratios
+
+from whatwhere.apps.memory import keep_freed_memory
+from whatwhere.training.fit import train
+from whatwhere.training.recipe import Recipe
+
+HERE = Path(__file__).parent
+ROWS, TABLE = HERE / "training.csv", HERE / "training.md"
+SEEDS = (0, 1, 2)
+KEPT = {
+    "top-1": "top-1",
+    "mean per class": "mean per class",
+    "MaxBoxAccV2": "gradcam MaxBoxAccV2",
+    "PxAP": "gradcam PxAP",
+}
+FIELDS = ["study", "data", "what", "seed", *KEPT, "minutes", "machine"]
+
+LIGHT = Recipe(size=(256, 256), validation=0.0)
+FULL = replace(LIGHT, mode="full", epochs=8, frozen=0.25)
+EPOCHS = {"flowers17": 10, "pets37": 12, "pets37+pets3": 8, "imagenette": 5, "cub60": 10}
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    study: str
+    data: str
+    what: str
+    recipe: Recipe
+
+
+def bars() -> Iterator[Run]:
+    """Light and full mode on each data set, three seeds."""
+    for seed in SEEDS:
+        for data in EPOCHS:
+            test = "val" if data == "imagenette" else None
+            yield Run("bars", data, "light", replace(LIGHT, seed=seed, test=test))
+    for seed in SEEDS:
+        for data, epochs in EPOCHS.items():
+            test = "val" if data == "imagenette" else None
+            yield Run("bars", data, "full", replace(FULL, seed=seed, test=test, epochs=epochs))
+
+
+def where() -> Iterator[Run]:
+    """Heads, losses and aids on flowers17: how well the map of the class lies on the flower."""
+    ours = {"mean": {"pool": "mean"}, "max, before": {"pool": "max"}}
+    for pool in ("max", "lse", "topk", "noisy-or", "attention"):
+        ours[pool] = {"pool": pool, "order": "linear-pool"}
+    ours["scale and offset"] = {"scaled": True}
+    ours["3 x 3 convolution, mean"] = {"units": 256}
+    short = replace(FULL, epochs=6, size=(224, 224), frozen=0.5)
+    for seed in SEEDS:
+        for name, head in ours.items():
+            yield Run("where", "flowers17", f"head: {name}", replace(short, head=head, seed=seed))
+        yield Run("where", "flowers17", "dense loss", replace(short, loss="dense", seed=seed))
+        for aid in ("has", "cutmix", "adl", "acol", "spg"):
+            yield Run("where", "flowers17", f"aid: {aid}", replace(short, aids=(aid,), seed=seed))
+
+
+def scratch() -> Iterator[Run]:
+    """Small networks from random weights on small pictures: normalization and anti-aliased pooling."""
+    plain = Recipe(
+        mode="full",
+        pretrained=False,
+        light_start=False,
+        validation=0.0,
+        test="val",
+        size=(64, 64),
+        batch=64,
+        lr=2e-3,
+        backbone_lr=1.0,
+        layer_decay=1.0,
+        frozen_norm=0.0,
+        crop=0.5,
+        smoothing=0.1,
+    )
+    resnet = {"channels": [16, 32, 64, 128], "output_stride": 16}
+    for seed in SEEDS:
+        for model, options, epochs in (("lenet5", {}, 20), ("timm/resnet10t", resnet, 12)):
+            for norm in ("batch", "layer", "group", "none"):
+                for antialias in (False, True):
+                    what = f"{model}, {norm}{', blurred' if antialias else ''}"
+                    chosen = {**options, "norm": norm, "antialias": antialias}
+                    recipe = replace(plain, model=model, options=chosen, epochs=epochs, seed=seed)
+                    yield Run("scratch", "tiny-imagenet", what, recipe)
+
+
+def do(run: Run, root: Path, runs: Path) -> dict[str, object]:
+    """Train, or go on; the row."""
+    name = f"{run.data}-{run.what}-{run.recipe.seed}".replace("/", "_").replace(" ", "_").replace(",", "")
+    out = runs / name
+    clock = runs / f"{name}.seconds"
+    before = float(clock.read_text()) if clock.exists() else 0.0
+    begun = os.times().elapsed
+
+    def watch(what: str, done: int, total: int) -> None:
+        clock.write_text(str(before + os.times().elapsed - begun))
+
+    net = train(data_at(run.data, root, runs), out, run.recipe, resume=True, watch=watch)
+    measured = net.about["measured"]
+    row: dict[str, object] = {"study": run.study, "data": run.data, "what": run.what, "seed": run.recipe.seed}
+    row |= {key: round(100 * measured[name], 2) for key, name in KEPT.items() if name in measured}
+    return row | {"minutes": round(float(clock.read_text()) / 60, 2), "machine": machine()}
+
+
+def data_at(data: str, root: Path, runs: Path) -> Path:
+    """The folder of a data set; of two together one that links to the pictures of both."""
+    first, _, second = data.partition("+")
+    if not second:
+        return root / data
+    both = runs / f"data-{data}"
+    if not both.exists():
+        scratch = runs / f"data-{data}.tmp"
+        shutil.rmtree(scratch, ignore_errors=True)
+        for source, split in ((first, "train"), (second, "train"), (first, "test")):
+            for file in sorted((root / source / split).rglob("*.*")):
+                place = scratch / split / file.parent.name / f"{source}-{file.name}"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(file.resolve())
+        scratch.rename(both)
+    return both
+
+
+def loop(root: Path) -> None:
+    """One epoch of the loop, and of a bare one over the same batches."""
+    import lightning.pytorch as pl
+
+    from whatwhere.classifiers.classifier import logits_of
+    from whatwhere.training.data import Drawn, Shown, split_data
+    from whatwhere.training.fit import beginning, quiet_lightning
+    from whatwhere.training.full import _loader
+    from whatwhere.training.loop import Fitting, rates
+    from whatwhere.training.objective import loss_of, prior_of
+
+    recipe = replace(FULL, size=(224, 224), epochs=1, frozen=0.0, light_start=False, backbone_lr=0.0, lr=1e-9)
+    splits = split_data(root / "flowers17", recipe)
+    net = beginning(recipe, splits)
+    net.network.to(memory_format=torch.channels_last)
+    data = Shown(splits.train, net.preprocess, recipe)
+    batches = list(_loader(data, recipe, recipe.batch, Drawn(splits.train, recipe)))[:4]
+    prior = prior_of(splits.train.targets())
+
+    def ours() -> None:
+        with quiet_lightning():
+            trainer = pl.Trainer(
+                max_epochs=1,
+                accelerator="cpu",
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=str(HERE),
+            )
+            trainer.fit(Fitting(net, recipe, prior), batches)
+
+    def bare() -> None:
+        network = net.network.train()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        optimizer = torch.optim.AdamW(rates(network, recipe), weight_decay=recipe.weight_decay)
+        for images, targets in batches:
+            logits = logits_of(network(images.to(memory_format=torch.channels_last)))
+            optimizer.zero_grad()
+            loss = loss_of(logits + prior, targets, smoothing=recipe.smoothing)
+            loss.backward()
+            optimizer.step()
+            float(loss.detach())
+
+    found = ratios(in_turn({"bare": bare, "ours": ours}, rounds=9, warmup=1), "bare")
+    middle, low, high = found["ours"]
+    print(f"{machine()}\nloop / bare loop: {middle:.3f} ({low:.3f} to {high:.3f})")
+
+
+def rows() -> list[dict[str, str]]:
+    """What is measured."""
+    if not ROWS.exists():
+        return []
+    with ROWS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table() -> str:
+    """Means and spreads over seeds, a table a study."""
+    found: dict[str, dict[tuple[str, str], list[dict[str, str]]]] = {}
+    for row in rows():
+        found.setdefault(row["study"], {}).setdefault((row["data"], row["what"]), []).append(row)
+    text = [
+        "Means over seeds, and their standard deviation, in per cent; minutes of a run on this machine.",
+        "`python benchmarks/training.py`, the test splits looked at once.",
+        "",
+    ]
+    for study, several in found.items():
+        text += [
+            f"## {study}",
+            "",
+            f"| data | what | seeds | {' | '.join(KEPT)} | minutes |",
+            "|---" * (len(KEPT) + 4) + "|",
+        ]
+        for (data, what), same in several.items():
+            cells = []
+            for name in (*KEPT, "minutes"):
+                values = [float(row[name]) for row in same if row[name]]
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 and name != "minutes" else ""
+                cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+            text.append(f"| {data} | {what} | {len(same)} | {' | '.join(cells)} |")
+        text += [
+            "",
+            f"Machine: {', '.join(sorted({row['machine'] for same in several.values() for row in same}))}",
+            "",
+        ]
+    return "\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=["bars", "where", "scratch", "loop", "table"])
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--only", nargs="*", default=[], help="words that a run's data, name or seed must be among")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    keep_freed_memory()
+    if options.study == "loop":
+        loop(options.data)
+        return
+    if options.study != "table":
+        options.runs.mkdir(parents=True, exist_ok=True)
+        known = {(row["study"], row["data"], row["what"], row["seed"]) for row in rows()}
+        for run in {"bars": bars, "where": where, "scratch": scratch}[options.study]():
+            key = (run.study, run.data, run.what, str(run.recipe.seed))
+            if key in known or not all(word in key for word in options.only):
+                continue
+            row = do(run, options.data, options.runs)
+            with ROWS.open("a", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
+            print(row, flush=True)
+    TABLE.write_text(table() + "\n")
+
+
+if __name__ == "__main__":
+    main()
