@@ -148,8 +148,8 @@ def loop(root: Path) -> None:
 
     from whatwhere.classifiers.classifier import logits_of
     from whatwhere.training.data import Drawn, Shown, split_data
-    from whatwhere.training.fit import beginning, quiet_lightning
-    from whatwhere.training.full import _loader
+    from whatwhere.training.fit import beginning
+    from whatwhere.training.full import _loader, quiet_lightning
     from whatwhere.training.loop import Fitting, rates
     from whatwhere.training.objective import loss_of, prior_of
 

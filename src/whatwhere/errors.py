@@ -11,7 +11,8 @@ Each message says what was wanted, what came, and what to do.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class WhatWhereError(Exception):
@@ -36,6 +37,21 @@ class TrainingError(WhatWhereError):
 
 class MissingExtraError(WhatWhereError):
     """An optional package is not installed."""
+
+
+@contextmanager
+def settings_blamed(what: str) -> Iterator[None]:
+    """What other people's code says of values that we pass on becomes an error that names the setting.
+
+    Raises:
+        InputError: anything was raised that is not ours already.
+    """
+    try:
+        yield
+    except (WhatWhereError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(f"{what}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}") from error
 
 
 def not_one_an_image(b: int, came: tuple[int, ...]) -> InputError:

@@ -326,7 +326,9 @@ def test_train_says_what_it_leaves_out_and_stops_if_strict(two_classes, tmp_path
         (["--set", "epohcs=3"], "nearest: epochs", 2),
         (["--model", "resnet9000"], "nearest", 2),
         (["--config", "none.toml"], "none.toml", 1),
-        (["--devices", "2"], "--device", 2),
+        (["--device", "abacus"], "abacus", 2),
+        (["--full", "--set", "precision=vague", *LENET], "precision vague", 2),
+        (["--full", "--set", "lr=1e30", *LENET], "lr", 1),
     ],
 )
 def test_wrong_words_to_train(two_classes, tmp_path, words, message, code):

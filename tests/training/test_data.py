@@ -23,7 +23,7 @@ def test_splits_of_a_folder(figures):
     assert found.train.classes == ("disc", "square", "stripes")
     assert found.train.targets().sum(0).tolist() == [10, 10, 10]
     assert not found.notes
-    assert not found.several
+    assert not found.multiple
 
 
 def test_a_plain_folder_is_trained_on_and_a_tenth_held_out(tmp_path):
@@ -62,6 +62,44 @@ def test_empty_classes_are_left_out_and_said(figures):
     assert "1 classes have no images" in found.notes[0]
     assert "wheel" in found.notes[0]
     assert "1 images of data, test show classes that are not" in found.notes[1]
+
+
+def test_an_unsplit_folder_and_layouts_by_name(tmp_path):
+    write(tmp_path / "all", {"disc": 3, "square": 3})
+    assert len(split_data(tmp_path / "all", Recipe(), layout="folder").train) == 6
+    write(tmp_path / "odd/training", {"disc": 3, "square": 3})
+    write(tmp_path / "odd/testing", {"disc": 1, "square": 1})
+    with pytest.raises(InputError, match="learn"):
+        split_data(tmp_path / "odd", Recipe(split="learn"))
+    found = split_data(tmp_path / "odd", Recipe(split="training", test="testing"))
+    assert (len(found.train), len(found.test)) == (6, 2)
+
+
+def test_other_layouts_are_trained_on_their_training_split(tmp_path):
+    """Tiny-ImageNet's own: train/n01/images/*.JPEG, val/images/*.JPEG with a table."""
+    root = tmp_path / "tiny-imagenet-200"
+    for kind, wnid in enumerate(("n01", "n02")):
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(figure(kind, number)).save(root / f"train/{wnid}/images/{wnid}_{number}.JPEG")
+        (root / f"train/{wnid}/{wnid}_boxes.txt").write_text(
+            "".join(f"{wnid}_{number}.JPEG\t1\t2\t30\t40\n" for number in range(4))
+        )
+    (root / "val/images").mkdir(parents=True)
+    Image.fromarray(figure(0, 9)).save(root / "val/images/val_0.JPEG")
+    (root / "val/val_annotations.txt").write_text("val_0.JPEG\tn01\t1\t2\t30\t40\n")
+    (root / "wnids.txt").write_text("n01\nn02\n")
+    (root / "words.txt").write_text("n01\tdisc\nn02\tsquare\n")
+    found = split_data(root, Recipe())
+    assert (len(found.train), len(found.validation)) == (8, 1)
+    assert "no images of 1 of the classes" in found.notes[0]
+
+
+def test_a_validation_split_of_which_nothing_can_be_used(figures):
+    (figures / "val/disc").mkdir(parents=True)
+    (figures / "val/disc/a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="val: no image"):
+        split_data(figures, Recipe())
 
 
 def test_a_class_of_which_nothing_can_be_read(figures):

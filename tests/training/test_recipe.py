@@ -4,7 +4,7 @@ import pytest
 import tomli_w
 
 from whatwhere.errors import DataError, InputError
-from whatwhere.training.recipe import Recipe, read_recipe, recipe_of, set_in
+from whatwhere.training.recipe import Recipe, read_recipe, recipe_of, with_settings
 
 
 def test_a_recipe_goes_through_toml_and_back(tmp_path):
@@ -18,7 +18,7 @@ def test_a_recipe_goes_through_toml_and_back(tmp_path):
 
 def test_a_file_of_differences(tmp_path):
     (tmp_path / "mine.toml").write_text('epochs = 3\nmode = "full"\n[head]\npool = "lse"\norder = "linear-pool"\n')
-    found = read_recipe(tmp_path / "mine.toml", seed=4)
+    found = with_settings(read_recipe(tmp_path / "mine.toml"), [], seed=4)
     assert (found.epochs, found.mode, found.seed) == (3, "full", 4)
     assert found.head == {"pool": "lse", "order": "linear-pool"}
 
@@ -37,10 +37,12 @@ def test_a_file_of_differences(tmp_path):
         ("validation=0.2", "validation", 0.2),
         ("validation=val", "validation", "val"),
         ("model=timm/resnet18", "model", "timm/resnet18"),
+        ("model=2024-01-01", "model", "2024-01-01"),
+        ("boxes=12", "boxes", "12"),
     ],
 )
 def test_what_is_set(word, name, value):
-    assert getattr(set_in(Recipe(), word), name) == value
+    assert getattr(with_settings(Recipe(), [word]), name) == value
 
 
 @pytest.mark.parametrize(
@@ -57,12 +59,13 @@ def test_what_is_set(word, name, value):
         ("validation=1.5", "validation"),
         ("select=localization", "needs boxes"),
         ("epochs", "NAME=VALUE"),
-        ("head.pool.size=3", "one level"),
+        ("lr.x=3", "no table"),
+        ("aid_options.cutmix.share=0.3", "no aids"),
     ],
 )
 def test_what_cannot_be_set(word, message):
     with pytest.raises(InputError, match=message):
-        set_in(Recipe(), word)
+        with_settings(Recipe(), [word])
 
 
 def test_a_file_that_is_no_recipe(tmp_path):
@@ -74,3 +77,13 @@ def test_a_file_that_is_no_recipe(tmp_path):
     (tmp_path / "wrong.toml").write_text("epohcs = 3")
     with pytest.raises(InputError, match=r"wrong\.toml.*nearest: epochs"):
         read_recipe(tmp_path / "wrong.toml")
+
+
+def test_settings_are_judged_together():
+    words = ["select=localization", "aids=cutmix", "aid_options.cutmix.share=0.3"]
+    found = with_settings(Recipe(), words, boxes="somewhere")
+    assert found.aid_options == {"cutmix": {"share": 0.3}}
+
+
+def test_a_lone_word_is_a_row_of_one():
+    assert recipe_of({"aids": "has"}).aids == ("has",)

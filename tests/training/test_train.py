@@ -9,13 +9,15 @@ import time
 import tomllib
 
 import pytest
+import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training.conftest import write
 
 import whatwhere
+from whatwhere.classifiers import weights as weights_room
 from whatwhere.datasets import open_dataset
-from whatwhere.errors import DataError, InputError, TrainingError
+from whatwhere.errors import DataError, InputError, TrainingError, UnsupportedError
 from whatwhere.evaluation.evaluate import evaluate, plan_of
 from whatwhere.training import full
 from whatwhere.training.checkpoints import PlainCheckpoints
@@ -187,7 +189,7 @@ def test_out_of_memory_halves_the_batch(figures, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Fitting, "training_step", hungry)
     train(figures, tmp_path / "run", LENET, watch=lambda what, done, total: total or said.append(what))
-    assert said == ["out of memory: batches of 8 go through in 2 parts"]
+    assert said == ["out of memory: 4 images go through at once, 2 times a step"]
     rows = metrics(tmp_path / "run")
     assert len(rows) == 4
 
@@ -266,17 +268,108 @@ def test_tensorboard_is_written(figures, tmp_path):
     ("given", "message"),
     [
         ({"aids": ("sedatives",)}, "has, cutmix"),
+        ({"aids": ("acol", "spg")}, "acol, spg is a loss of its own"),
+        ({"aids": ("has",), "aid_options": {"has": {"grids": 3}}}, r"aid_options\.has"),
+        ({"aids": ("adl",), "aid_options": {"adl": {"layers": ["nope"]}}}, r"aid_options\.adl"),
+        ({"loss": "dense", "head": {"pool": "max"}}, "cells whose mean"),
         ({"options": {"num_classes": 7}}, "7 classes and the data 3"),
-        ({"head": {"pools": "mean"}}, "pool, order"),
+        ({"options": {"pretrained": True}}, "pretrained is set by itself"),
         ({"options": {"norms": "batch"}}, "does not take norms"),
+        ({"options": {"stride": 8}}, "head of ours"),
+        ({"head": {"pools": "mean"}}, "pool, order"),
+        ({"head": {"units": -1}}, "units"),
+        ({"head": {"dropout": 2}}, "dropout"),
         ({"model": "resnet9000"}, "nearest"),
+        ({"methods": ("divination",)}, "nearest"),
+        ({"boxes": "/nope", "select": None}, "no such file"),
+        ({"precision": "vague"}, "precision vague"),
+        ({"size": (8, 8)}, "does not run"),
     ],
 )
 def test_recipes_that_do_not_go_with_the_network(given, message, figures, tmp_path):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(whatwhere.WhatWhereError, match=message):
         train(figures, tmp_path / "run", differing(**given))
     # nothing is left that would stand in the way of the next attempt
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
+
+
+def test_heads_whose_last_layer_is_not_the_last_word(figures, tmp_path):
+    squeezed = Recipe(model="torchvision/squeezenet1_1", pretrained=False, size=(64, 96))
+    with pytest.raises(UnsupportedError, match="head of ours"):
+        train(figures, tmp_path / "run", squeezed)
+
+
+def test_nothing_to_resume(figures, tmp_path):
+    with pytest.raises(InputError, match="no training"):
+        train(figures, tmp_path / "run", resume=True)
+
+
+def stopped(monkeypatch, figures, out, recipe, error, epoch=1):
+    """A training that is stopped in an epoch by an error."""
+    monkeypatch.setattr(full, "SAVED_EVERY", 0.0)
+    step = Fitting.training_step
+
+    def cut(self, batch, number):
+        if self.current_epoch == epoch:
+            raise error
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Fitting, "training_step", cut)
+    with pytest.raises(type(error)):
+        train(figures, out, recipe)
+    monkeypatch.setattr(Fitting, "training_step", step)
+
+
+def test_ctrl_c_is_an_interruption_that_can_be_taken_up(figures, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    stopped(monkeypatch, figures, tmp_path / "run", LENET, KeyboardInterrupt())
+    assert signal.getsignal(signal.SIGINT) is before
+    (tmp_path / "run/.whatwhere-left").mkdir()
+    train(figures, tmp_path / "run", resume=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} - {".lock"} == {
+        "model.safetensors",
+        "run.toml",
+        "metrics.csv",
+        "report",
+    }
+
+
+def test_a_full_disk_keeps_the_state_before(figures, tmp_path, monkeypatch):
+    monkeypatch.setattr(full, "SAVED_EVERY", 0.0)
+    written = []
+
+    def full_disk(tensors, place, metadata=None):
+        written.append(place)
+        if len(written) == 2:
+            raise safetensors.SafetensorError("I/O error: No space left on device")
+        save_file(tensors, place, metadata)
+
+    monkeypatch.setattr(weights_room, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(figures, tmp_path / "run", LENET)
+    train(figures, tmp_path / "run", resume=True)
+    train(figures, tmp_path / "whole", LENET)
+    assert same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_other_pictures_are_another_training(figures, tmp_path, monkeypatch):
+    stopped(monkeypatch, figures, tmp_path / "run", LENET, RuntimeError("stop"))
+    write(figures / "train", {"disc": 11})
+    with pytest.raises(DataError, match="pictures are not those"):
+        train(figures, tmp_path / "run", resume=True)
+
+
+def test_what_light_mode_found_is_there_to_be_surpassed(figures, tmp_path, monkeypatch):
+    monkeypatch.setattr(full, "measured", lambda *_: -1.0)
+    recipe = differing(validation=0.2, light_start=True, epochs=1)
+    train(figures, tmp_path / "full", recipe)
+    train(figures, tmp_path / "light", Recipe(**{**recipe.__dict__, "mode": "light", "smoothing": 0.0}))
+    assert same(tmp_path / "full", tmp_path / "light")
+
+
+def test_weights_that_are_no_numbers_are_not_kept(figures, tmp_path):
+    with pytest.raises(TrainingError, match=r"no number|nan|inf"):
+        train(figures, tmp_path / "run", differing(lr=1e30))
 
 
 def test_a_finished_run_is_not_written_over(figures, tmp_path):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from whatwhere.errors import DataError, WhatWhereError
+from whatwhere.errors import DataError, TrainingError, WhatWhereError
 
 stderr = Console(stderr=True)
 # a table that goes to a file or a pipe is not folded
@@ -33,12 +33,12 @@ def progress_of(total: int) -> Progress:
 
 @contextmanager
 def errors_said() -> Iterator[None]:
-    """Errors of ours become a line on stderr and an exit code: 1 for data, 2 for wrong usage."""
+    """Errors of ours become a line on stderr and an exit code: 1 for data and trainings, 2 for wrong usage."""
     try:
         yield
     except WhatWhereError as error:
         complain("error", error)
-        raise typer.Exit(1 if isinstance(error, DataError) else 2) from None
+        raise typer.Exit(1 if isinstance(error, DataError | TrainingError) else 2) from None
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None

@@ -9,7 +9,6 @@ from rich.progress import TaskID
 
 from whatwhere.apps.console import errors_said, progress_of, stderr, stdout
 from whatwhere.apps.memory import keep_freed_memory
-from whatwhere.errors import InputError
 
 app = typer.Typer()
 
@@ -44,7 +43,7 @@ def train(
     ] = False,
     layout: Annotated[str | None, typer.Option(help="Of the data set, where its files do not say it.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    devices: Annotated[int | None, typer.Option(min=1, help="So many of them. \\[default: all]")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="So many of them.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
 ) -> None:
     """Train a classifier from labels alone, and save it as a run.
@@ -55,18 +54,16 @@ def train(
     """
     with errors_said():
         from whatwhere.training.fit import train as fitted
-        from whatwhere.training.recipe import Recipe, read_recipe, set_in
+        from whatwhere.training.recipe import Recipe, read_recipe, with_settings
 
         keep_freed_memory()
-        recipe: Recipe | None = read_recipe(config) if config is not None else Recipe()
         given: dict[str, Any] = {"model": model, "seed": seed, "boxes": str(boxes) if boxes else None}
-        words = [f"{name}={value}" for name, value in given.items() if value is not None]
-        for word in [*(setting or ()), *(["mode=full"] if full else ()), *words]:
-            recipe = set_in(recipe, word)  # type: ignore[arg-type]
-        if resume and config is None and not (setting or full or words):
-            recipe = None
-        if devices is not None and device == "auto":
-            raise InputError("--devices needs --device: cpu, cuda or mps")
+        given = {name: value for name, value in given.items() if value is not None} | (
+            {"mode": "full"} if full else {}
+        )
+        recipe: Recipe | None = None
+        if not resume or config is not None or setting or given:
+            recipe = with_settings(read_recipe(config) if config is not None else Recipe(), setting or [], **given)
         watch = Progressing()
         try:
             with watch.progress:
@@ -77,7 +74,7 @@ def train(
                     layout=layout,
                     resume=resume,
                     strict=strict,
-                    devices=devices or "auto",
+                    devices=devices,
                     accelerator=device,
                     nodes=nodes,
                     watch=watch,

@@ -18,11 +18,19 @@ ERASED = 0.6
 class AdversarialBranches(Headed):
     """A backbone, two necks and one linear layer over both: the logits are the mean of the branches' own.
 
-    The paper takes the larger of both maps, each brought to [0, 1]; class maps here are the sum of both, so that the
-    linear law holds and every map method applies.
+    The paper takes the larger of both maps, each brought to [0, 1]; class maps here are the mean of both, so that the
+    linear law holds and every map method applies. Each neck is one 3 x 3 convolution, where the paper has two.
     """
 
     def __init__(self, backbone: nn.Module, channels: int, classes: int, units: int = 1024) -> None:
+        """Branches with fresh weights.
+
+        Args:
+            backbone: images -> features (b c y x).
+            channels: c.
+            classes: k.
+            units: u, of each branch.
+        """
         necks = nn.ModuleList(convolution(channels, units) for _ in range(2))
         super().__init__(backbone, necks, Head(2 * units, classes))
 

@@ -1,5 +1,6 @@
 """A network without its last layer, and with another one: what fine-tuning and conversion begin with."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from whatwhere.classifiers.heads import Head, Headed, convolution
 from whatwhere.classifiers.hooked import find_layer
 from whatwhere.classifiers.layouts import NoGridError, as_grid, first_tensor, normalized_widths
 from whatwhere.errors import InputError, UnsupportedError
-from whatwhere.types import Extent, Features, Images
+from whatwhere.types import Extent, Features, Images, Size
 
 
 class Grid(nn.Module):
@@ -30,29 +31,48 @@ class Grid(nn.Module):
         return as_grid(first_tensor(self.network.forward_features(images)), tuple(images.shape[2:]), self.widths)[0]  # type: ignore[operator]
 
 
-class Traced(nn.Module):
-    """The features that a layer of a network gives; what comes after it is cut away."""
+class Reached(Exception):  # noqa: N818
+    """The layer has run; what comes after it need not."""
 
-    def __init__(self, network: nn.Module, layer: str) -> None:
-        from torchvision.models.feature_extraction import create_feature_extractor
+    def __init__(self, output: Any) -> None:
+        self.output = output
 
+
+def _stop(module: nn.Module, given: Any, output: Any) -> None:
+    raise Reached(output)
+
+
+class Until(nn.Module):
+    """The features that a layer of a network gives, as a grid (b c y x); what comes after it is let go."""
+
+    def __init__(self, network: nn.Module, layer: str, image: Images) -> None:
         super().__init__()
-        self.widths = normalized_widths(network)
-        try:
-            self.network = create_feature_extractor(network, {layer: "features"})
-        except Exception as error:  # of tracing somebody else's code
-            raise UnsupportedError(
-                f"{type(network).__name__} cannot be cut after {layer!r}: {type(error).__name__}: "
-                f"{str(error).splitlines()[0]}; give it forward_features and forward_head, as timm's networks have"
-            ) from error
+        self.network, self.widths = network, normalized_widths(network)
+        network.get_submodule(layer).register_forward_hook(_stop)
+        used: set[nn.Module] = set()
+        with ExitStack() as hooks, undisturbed(network), torch.no_grad():
+            for module in network.modules():
+                hooks.enter_context(module.register_forward_pre_hook(lambda module, given: used.add(module)))
+            self(image)
+        for name, module in list(network.named_modules()):
+            if (
+                module not in used
+                and not used.intersection(module.modules())
+                and any(True for _ in module.parameters())
+            ):
+                network.set_submodule(name, nn.Identity())
 
     def forward(self, images: Images) -> Features:
         """Features (b c y x)."""
-        return as_grid(self.network(images)["features"], tuple(images.shape[2:]), self.widths)[0]
+        try:
+            self.network(images)
+        except Reached as reached:
+            return as_grid(first_tensor(reached.output), tuple(images.shape[2:]), self.widths)[0]
+        raise UnsupportedError(f"{type(self.network).__name__}: the layer to cut after did not run")
 
 
 def backbone_of(network: nn.Module, image: Images, layer: str | None = None) -> tuple[nn.Module, int]:
-    """What finds, without what decides; and how many channels it gives. It shares the network's parameters.
+    """What finds, without what decides; and how many channels it gives. It is made of the network, which it changes.
 
     Args:
         network: gives logits.
@@ -62,10 +82,8 @@ def backbone_of(network: nn.Module, image: Images, layer: str | None = None) -> 
     Raises:
         UnsupportedError: there is no grid of features, or the network cannot be cut there.
     """
-    if isinstance(network, Headed):
-        return nn.Sequential(network.backbone, network.neck), network.num_features
     splits = layer is None and hasattr(network, "forward_features") and hasattr(network, "forward_head")
-    backbone = Grid(network) if splits else Traced(network, layer or find_layer(network, image))
+    backbone = Grid(network) if splits else Until(network, layer or find_layer(network, image), image)
     with undisturbed(backbone), torch.no_grad():
         try:
             features = backbone(image)
@@ -146,26 +164,46 @@ def probe(channels: int, size: Extent, like: Tensor | None = None) -> Images:
 
 
 def stages_of(backbone: nn.Module, image: Images) -> list[str]:
-    """The last layer of each size of grid, shallow to deep, as in ``named_modules()``.
+    """The last block before each step of the grid, and the last of all, shallow to deep, as in ``named_modules()``.
+
+    Blocks are what the whole signal passes: the layers of the trunk, and where a row of several of them makes more
+    than one step, those in the row.
 
     Args:
         backbone: images -> features (b c y x).
         image: (1 d h w).
+
+    Raises:
+        UnsupportedError: it has no blocks that give grids of two sizes.
     """
-    last: dict[tuple[int, ...], str] = {}
+    grids: dict[nn.Module, list[Size]] = {}
+    ratio = image.shape[3] / image.shape[2]
 
-    def note(name: str) -> Any:
-        def noted(module: nn.Module, given: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
-                last[tuple(output.shape[2:])] = name
-
-        return noted
+    def note(module: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
+            y, x = output.shape[2:]
+            if abs(x - ratio * y) <= max(1.0, ratio):
+                grids.setdefault(module, []).append((y, x))
 
     with ExitStack() as hooks, undisturbed(backbone), torch.no_grad():
-        for name, module in backbone.named_modules():
-            if name:
-                hooks.enter_context(module.register_forward_hook(note(name)))
+        for module in backbone.modules():  # before the hook that stops, where there is one
+            hooks.enter_context(module.register_forward_hook(note, prepend=True))
         backbone(image)
+
+    def blocks(parent: nn.Module, name: str) -> Iterator[tuple[str, Size]]:
+        children = [(f"{name}.{key}" if name else key, child) for key, child in parent.named_children()]
+        for path, child in children:
+            sizes = {size for inner in child.modules() for size in grids.get(inner, ())}
+            if len(grids.get(child, ())) == 1 and (len(sizes) <= 2 or not isinstance(child, nn.Sequential)):
+                yield path, grids[child][0]
+            elif len(sizes) > 1:
+                yield from blocks(child, path)
+
+    last: dict[Size, str] = {}
+    for path, size in blocks(backbone, ""):
+        last[size] = path
+    if len(last) < 2:
+        raise UnsupportedError("the network has no blocks that give grids of two sizes; give the aid its layers")
     return list(last.values())
 
 
@@ -184,6 +222,9 @@ def dilate(backbone: nn.Module, image: Images, stride: int) -> None:
         InputError: not a power of two times finer than the backbone's own.
         UnsupportedError: an average is pooled where steps have to go.
     """
+    # of a size that every step divides
+    h, w = (-(-side // 64) * 64 for side in image.shape[2:])
+    image = image.new_zeros(1, image.shape[1], h, w)
     before: dict[Any, tuple[int, ...]] = {}
 
     def note(module: nn.Module, given: Any) -> None:
@@ -193,7 +234,7 @@ def dilate(backbone: nn.Module, image: Images, stride: int) -> None:
         for module in backbone.modules():
             if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
                 hooks.enter_context(module.register_forward_pre_hook(note))
-        own = round(image.shape[2] / backbone(image).shape[2])
+        own = round(h / backbone(image).shape[2])
     if stride < 1 or own % stride or (own // stride) & (own // stride - 1):
         raise InputError(f"a stride is {own}, {own // 2}, {own // 4}, ... for this network, got {stride}")
     for layer, size in before.items():

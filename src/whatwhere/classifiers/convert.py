@@ -4,15 +4,18 @@ Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation
 """
 
 from copy import deepcopy
+from typing import Any
 
 from torch import nn
 
+from whatwhere.classifiers.acol import AdversarialBranches
 from whatwhere.classifiers.backbones import backbone_of, dilate, probe
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.classifiers.heads import Head, Headed
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.split import SplitClassifier
-from whatwhere.errors import InputError
+from whatwhere.errors import InputError, UnsupportedError
+from whatwhere.types import Images
 
 
 def dense(net: Classifier, stride: int | None = None) -> Classifier:
@@ -32,7 +35,12 @@ def dense(net: Classifier, stride: int | None = None) -> Classifier:
     """
     image = probe(len(net.preprocess.mean), net.preprocess.size, next(net.network.parameters(), None))
     linear = net.checked_linear(net.trace(image))
+    if isinstance(net.network, AdversarialBranches):
+        raise UnsupportedError("a network of two branches has two maps a cell; use its branch_maps")
     network = deepcopy(net.network)
+    if isinstance(network, Headed):
+        network.head.order = "linear-pool"
+        return _around(net, network, {**net.options.get("head", {}), "order": "linear-pool"}, image, stride)
     backbone, channels = backbone_of(network, image, net.layer if isinstance(net, HookedClassifier) else None)
     if hasattr(network, "reset_classifier"):
         network.reset_classifier(0)  # type: ignore[operator]
@@ -40,13 +48,18 @@ def dense(net: Classifier, stride: int | None = None) -> Classifier:
     head.linear.weight.data.copy_(linear.weight[:, :, None, None])
     assert head.linear.bias is not None
     head.linear.bias.data.copy_(linear.bias)
-    options = {**net.options, "head": {"order": "linear-pool"}}
+    return _around(net, Headed(backbone, nn.Identity(), head).eval(), {"order": "linear-pool"}, image, stride)
+
+
+def _around(
+    net: Classifier, network: Headed, head: dict[str, Any], image: Images, stride: int | None
+) -> SplitClassifier:
+    """The classifier with another network, made finer if that is asked for."""
+    options = {**net.options, "head": head}
     if stride is not None:
-        dilate(backbone, image, stride)
+        dilate(network.backbone, image, stride)
         options["stride"] = stride
-    made = SplitClassifier(
-        Headed(backbone, nn.Identity(), head).eval(), net.labels, net.preprocess, net.name, net.activation
-    )
+    made = SplitClassifier(network, net.labels, net.preprocess, net.name, net.activation)
     made.options = options
     return made
 
@@ -65,7 +78,7 @@ def pooled(net: Classifier) -> Classifier:
     network = deepcopy(net.network)
     network.head.order = "pool-linear"
     made = SplitClassifier(network, net.labels, net.preprocess, net.name, net.activation)
-    made.options = {**net.options, "head": {**net.options.get("head", {}), "order": "pool-linear"}}
+    made.options = net.options | {"head": net.options.get("head", {}) | {"order": "pool-linear"}}
     return made
 
 

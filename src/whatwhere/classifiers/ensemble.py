@@ -1,6 +1,7 @@
 """Several networks as one: logits and class maps are the means of theirs."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ def together(networks: Sequence[nn.Module], image: Images, classes: int, layers:
     Raises:
         UnsupportedError: their grids differ.
     """
-    parts = [backbone_of(network, image, layer) for network, layer in zip(networks, layers, strict=True)]
+    parts = [backbone_of(deepcopy(network), image, layer) for network, layer in zip(networks, layers, strict=True)]
     beside = Beside([backbone for backbone, _ in parts])
     with undisturbed(beside), torch.no_grad():
         grids = {tuple(member(image).shape[2:]) for member in beside.members}
@@ -44,7 +45,7 @@ def together(networks: Sequence[nn.Module], image: Images, classes: int, layers:
 
 
 def ensemble(nets: Sequence[Classifier]) -> Classifier:
-    """One classifier of several: its logits are the mean of theirs, and so are its class maps.
+    """One classifier of several: its logits are the mean of theirs, and so are its class maps. Weights are copied.
 
     Args:
         nets: of the same labels and preprocessing, logits linear in the mean of the features, grids of one size.

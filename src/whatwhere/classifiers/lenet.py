@@ -15,6 +15,14 @@ class LeNet5(nn.Module):
     """Splits by itself, behind C5."""
 
     def __init__(self, num_classes: int = 10, channels: int = 3, norm: str = "none", antialias: bool = False) -> None:
+        """LeNet-5 with fresh weights.
+
+        Args:
+            num_classes: k.
+            channels: d, of the images.
+            norm: behind each convolution: "batch", "layer", "group" or "none".
+            antialias: blur before every second cell is taken (BlurPool).
+        """
         super().__init__()
         normed, self.num_features = norm_of(norm), 120
         self.grid = nn.Sequential(

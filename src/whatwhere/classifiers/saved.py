@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
-from safetensors.torch import save_file
 
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Activation, Classifier
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.labels import Labels
-from whatwhere.classifiers.weights import load_weights, read_weights
+from whatwhere.classifiers.weights import load_weights, read_weights, write_weights
 from whatwhere.classifiers.zoo import build
 from whatwhere.errors import DataError, InputError
 from whatwhere.files import aside
@@ -38,7 +37,7 @@ def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
         again, _ = build(net.name, pretrained=False, num_classes=len(net.labels), **net.options)
     except InputError:
         raise InputError(f"only networks that have a name in a library can be saved, got {net.name!r}") from None
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.network.state_dict().items()}
+    state = net.network.state_dict()
     load_weights(again, state, net.name)
     run: dict[str, Any] = {
         "model": {"name": net.name, "activation": net.activation},
@@ -53,8 +52,8 @@ def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
         run["thresholds"] = net.thresholds
     run |= {key: told for key, told in net.about.items() if key not in run}
     folder.mkdir(parents=True, exist_ok=True)
-    with aside(folder / RUN) as run_file, aside(folder / WEIGHTS) as weights_file:
-        save_file(state, weights_file)
+    with aside(folder / RUN) as run_file:  # the last to be there, so that a run that has it is whole
+        write_weights(folder / WEIGHTS, state)
         run_file.write_text(tomli_w.dumps(run), encoding="utf-8")
     return folder
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from whatwhere.errors import DataError
+from whatwhere.files import aside
 from whatwhere.images import printable
 
 
@@ -41,6 +42,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise DataError(f"{name}: wanted a state dict of tensors, got {type(found).__name__}")
     return dict(found)
+
+
+def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Tensors as safetensors; the file is whole or not there.
+
+    Raises:
+        OSError: it cannot be written, for want of room say.
+    """
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with aside(file) as place:
+        try:
+            save_file(plain, place, metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{printable(file)}: cannot be written: {error}") from error
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:

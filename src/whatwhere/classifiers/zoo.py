@@ -55,7 +55,12 @@ def build(
     try:
         network, preprocess = _own(name, pretrained, num_classes, options) or _named(name, pretrained, options)
     except TypeError as error:
-        raise InputError(f"{name} does not take {', '.join(options) or 'that'}: {error}") from None
+        raise InputError(
+            f"{name} does not take {', '.join(options) or 'that'}: {error}; norm and antialias are of lenet5 and of "
+            "timm's resnets"
+        ) from error
+    if stride is not None and head is None:
+        raise InputError("a finer stride is for a head of ours, head = {order = 'linear-pool'} say")
     if head is not None:
         like = next(network.parameters())
         classes = num_classes or logits_of(network(probe(len(preprocess.mean), preprocess.size, like))).shape[1]

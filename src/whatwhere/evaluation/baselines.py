@@ -24,7 +24,9 @@ def centre(size: Size) -> Heat:
 
 def noise(size: Size, name: str, cells: Size = (7, 7)) -> Heat:
     """A map of noise on a feature grid, always the same for an image of that name, brought to its pixels."""
-    grid = np.random.default_rng(zlib.crc32(name.encode())).random((1, *cells), dtype=np.float32)
+    grid = np.random.default_rng(zlib.crc32(name.encode("utf-8", "surrogateescape"))).random(
+        (1, *cells), dtype=np.float32
+    )
     heat: Heat = upsample(unit(torch.from_numpy(grid)), size)[0].numpy()
     return heat
 

@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from whatwhere.classifiers.weights import write_weights
 from whatwhere.errors import DataError
-from whatwhere.files import aside
 from whatwhere.images import printable
 
 
@@ -23,11 +21,11 @@ class PlainCheckpoints(CheckpointIO):
 
         Raises:
             TypeError: something in it is neither a tensor nor plain data.
+            OSError: it cannot be written; the one before stays.
         """
         tensors: dict[str, Tensor] = {}
         plain = json.dumps(_packed(checkpoint, tensors))
-        with aside(Path(path)) as place:
-            save_file(tensors, place, {"state": plain})
+        write_weights(Path(path), tensors, {"state": plain})
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
@@ -54,7 +52,7 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Plain data, with a number in place of each tensor."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = value
         return {"tensor": name}
     if isinstance(value, dict):  # keys may be numbers, and JSON's are not
         return {"dict": [[_key(key), _packed(inner, tensors)] for key, inner in value.items()]}

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from torch.utils.data import Sampler
 from torchvision.transforms import v2
 
 from whatwhere.classifiers.labels import Labels
-from whatwhere.datasets import LAYOUTS, open_dataset
+from whatwhere.datasets import open_dataset
 from whatwhere.datasets.folder import SPLITS
 from whatwhere.datasets.sample import Dataset, Sample
 from whatwhere.errors import DataError, InputError
-from whatwhere.images import Photo, Preprocess
+from whatwhere.images import Photo, Preprocess, printable
 from whatwhere.training.recipe import Recipe
 
 KEPT_BYTES = 2**30
@@ -77,20 +78,31 @@ class Splits:
     Attributes:
         train: pictures to learn from.
         validation: pictures to choose the epoch by; None for none.
+        test: what to measure at the end, with its boxes: the test split, or what is held out; None for none.
         labels: names of the classes that are trained.
-        several: whether some picture shows several classes, or none.
+        multiple: whether some picture shows several classes, or none.
         unreadable: name -> why, of all splits.
         notes: what else there is to say, for people.
-        test: what to measure at the end, with its boxes: the test split, or what is held out; None for none.
     """
 
     train: Pictures
     validation: Pictures | None
-    several: bool
-    unreadable: dict[str, str]
-    notes: list[str]
     test: Dataset | None
     labels: Labels
+    multiple: bool
+    unreadable: dict[str, str]
+    notes: list[str]
+
+    @property
+    def digest(self) -> str:
+        """Of all that is learned from and that the epoch is chosen by."""
+        parts = [self.train, *([] if self.validation is None else [self.validation])]
+        words = [
+            f"{s.name}{s.labels}{digest}"
+            for part in parts
+            for s, digest in zip(part.samples, part.digests, strict=True)
+        ]
+        return hashlib.sha256("".join(words).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def split_data(
@@ -114,76 +126,106 @@ def split_data(
         DataError: nothing to learn from: no images, or one class; with ``strict``, whatever would be a note.
         InputError: no such split.
     """
-    splits = _splits_of(root)
-    name = recipe.split if recipe.split in splits or layout else None if not splits else recipe.split
-    train = open_dataset(root, name, layout)
-    wanted = recipe.validation
-    if wanted is None:
-        wanted = next((one for one in splits if one in SPLITS[1:4]), None)
-    validation = open_dataset(root, wanted, layout) if isinstance(wanted, str) and wanted else None
-    test = recipe.test if recipe.test is not None else next((one for one in splits if one == "test"), None)
-    tested = open_dataset(root, test, layout) if test and test != wanted else None
-    several = any(len(sample.labels) != 1 for sample in train)
+    train, validation, tested = _opened(root, recipe, layout)
+    multiple = any(len(sample.labels) != 1 for sample in train)
     notes: list[str] = []
     trained = Counter(label for sample in train for label in sample.labels)
     if empty := [name for label, name in enumerate(train.classes) if label not in trained]:
         notes.append(f"{len(empty)} classes have no images in {train.name} and are left out: {_few(empty)}")
     classes = tuple(name for label, name in enumerate(train.classes) if label in trained)
-    if len(classes) < 2 and not several:
+    if len(classes) < 2 and not multiple:
         raise DataError(f"{train.name}: wanted at least two classes, got {len(classes)}: {', '.join(classes)}")
-    sets = [train, *(one for one in (validation, tested) if one is not None)]
-    unreadable: dict[str, str] = {}
-    total, done, read = sum(map(len, sets)), 0, []
-    for one in sets:
-        pictures, failed, strange = _readable(one, classes, lambda n, base=done: seen(base + n, total))  # type: ignore[misc]
+    odd = [name for name in classes if not name.isprintable()]
+    if odd:
+        raise DataError(
+            f"{train.name}: wanted names of classes that any file can hold, got {printable(odd[0])}; rename it"
+        )
+    others = [one for one in (validation, tested) if one is not None]
+    total, room = len(train) + sum(map(len, others)), [KEPT_BYTES]
+    pictures, unreadable, _ = _readable(train, classes, room, lambda n: seen(n, total))
+    done, known = len(train), dict(zip(pictures.digests, pictures.samples, strict=True))
+    read: list[Pictures] = []
+    for one in others:
+        found, failed, strange = _readable(one, classes, room, lambda n, base=done: seen(base + n, total))  # type: ignore[misc]
         if strange:
             notes.append(
                 f"{strange} images of {one.name} show classes that are not among those trained on, and are left out"
             )
-        read.append(pictures)
-        unreadable |= failed
-        done += len(one)
-    pictures = read[0]
-    lost = set(range(len(classes))) - {label for sample in pictures.samples for label in sample.labels}
-    if unreadable:
-        first = next(iter(unreadable.values()))
-        notes.append(
-            f"{len(unreadable)} images cannot be read and are left out: {first}{', ...' * (len(unreadable) > 1)}"
-        )
-    if lost:
-        raise DataError(f"{train.name}: no image can be read of {_few([classes[label] for label in sorted(lost)])}")
-    for other, one in zip(read[1:], sets[1:], strict=True):
-        known = {digest: sample.name for sample, digest in zip(pictures.samples, pictures.digests, strict=True)}
+        shown = {label for sample in found.samples for label in sample.labels}
+        if missing := [name for label, name in enumerate(classes) if label not in shown]:
+            notes.append(f"{one.name} has no images of {len(missing)} of the classes: {_few(missing)}")
         same = [
-            f"{sample.name} = {known[digest]}"
-            for sample, digest in zip(other.samples, other.digests, strict=True)
+            printable(f"{sample.name} = {known[digest].name}")
+            for sample, digest in zip(found.samples, found.digests, strict=True)
             if digest in known
         ]
         if same:
             notes.append(f"{len(same)} images of {one.name} are trained on as well: {_few(same)}")
+        read.append(found)
+        unreadable |= failed
+        done += len(one)
+    twice = len(pictures) - len(known)
+    if twice:
+        notes.append(f"{twice} images of {train.name} are there more than once")
+    if unreadable:
+        first = printable(next(iter(unreadable.values())))
+        notes.append(
+            f"{len(unreadable)} images cannot be read and are left out: {first}{', ...' * (len(unreadable) > 1)}"
+        )
+    lost = set(range(len(classes))) - {label for sample in pictures.samples for label in sample.labels}
+    if lost:
+        raise DataError(f"{train.name}: no image can be read of {_few([classes[label] for label in sorted(lost)])}")
     if strict and notes:
         raise DataError("; ".join(notes) + ". Without --strict these are left out, or said and gone on with")
-    held, measured = read[1] if validation is not None else None, tested or validation
+    held, measured = read[0] if validation is not None else None, tested or validation
+    if held is not None and not len(held):
+        raise DataError(
+            f"{validation.name if validation else ''}: no image in it can be read that shows a class trained on"
+        )
     if held is None:
-        share = wanted if isinstance(wanted, float | int) else None
+        share = recipe.validation if isinstance(recipe.validation, float) else None
         if share is None:
-            share = SHARE if not several and min(trained.values()) >= MANY else 0.0
+            share = SHARE if not multiple and min(trained.values()) >= MANY else 0.0
         if share:
-            inside, outside = _held_out(pictures, float(share), recipe.seed)
+            inside, outside = _held_out(pictures, share, recipe.seed)
             pictures, held = pictures.part(inside), pictures.part(outside)
             names = {sample.name for sample in held.samples}
             measured = measured or replace(
                 train, name=f"{train.name}, held out", samples=[one for one in train if one.name in names]
             )
     words = [train.synonyms[train.classes.index(name)] for name in classes] if train.synonyms else None
-    return Splits(pictures, held, several, unreadable, notes, measured, Labels(classes, words))
+    return Splits(pictures, held, measured, Labels(classes, words), multiple, unreadable, notes)
 
 
-def _splits_of(root: Path) -> list[str]:
-    """Splits that lie as folders in the root of a folder of classes."""
-    if not root.is_dir() or next(name for name, one in LAYOUTS.items() if one.recognizes(root)) != "folder":
-        return []
-    return [name for name in SPLITS if (root / name).is_dir()]
+def _opened(root: Path, recipe: Recipe, layout: str | None) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """What is trained on, what the epoch is chosen by, and what is measured at the end."""
+    plain = root.is_dir() and not any((root / name).is_dir() for name in SPLITS)
+    names = [recipe.split] if recipe.split is not None else ["train", "trainval"]
+    train = _first(root, names, layout)
+    if train is None and recipe.split is None and plain:
+        return open_dataset(root, None, layout), None, None
+    if train is None:
+        open_dataset(root, names[0], layout)  # says why
+        raise InputError(f"{printable(root)} has no split to train on; it is said with split")
+    whole = root.suffix.lower() == ".json"  # one file, whatever split is asked for
+    wanted, tested = recipe.validation, recipe.test
+    if wanted is None:
+        validation = None if whole else _first(root, [name for name in SPLITS[1:4] if name != tested], layout)
+    else:
+        validation = open_dataset(root, wanted, layout) if isinstance(wanted, str) and wanted else None
+    if tested is None:
+        test = None if whole else _first(root, SPLITS[:1], layout)
+    else:
+        test = open_dataset(root, tested, layout) if tested and tested != wanted else None
+    return train, validation, test
+
+
+def _first(root: Path, names: Sequence[str], layout: str | None) -> Dataset | None:
+    """The first of several splits that is there."""
+    for name in names:
+        with suppress(InputError, DataError):
+            return open_dataset(root, name, layout)
+    return None
 
 
 def _few(names: Sequence[str]) -> str:
@@ -191,17 +233,16 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _readable(
-    dataset: Dataset, classes: tuple[str, ...], seen: Callable[[int], None]
+    dataset: Dataset, classes: tuple[str, ...], room: list[int], seen: Callable[[int], None]
 ) -> tuple[Pictures, dict[str, str], int]:
     """What can be read of a data set; what cannot, and why; and how many show other classes than these."""
     index = {name: label for label, name in enumerate(classes)}
-    strange = [s for s in dataset if not all(dataset.classes[label] in index for label in s.labels)]
     samples = [
         replace(sample, labels=tuple(sorted(index[dataset.classes[label]] for label in sample.labels)), boxes={})
         for sample in dataset
-        if sample not in strange
+        if all(dataset.classes[label] in index for label in sample.labels)
     ]
-    found, failed, free = Pictures(classes, []), {}, KEPT_BYTES
+    found, failed = Pictures(classes, []), {}
 
     def look(sample: Sample) -> tuple[Sample, Photo | None, str]:
         try:
@@ -214,13 +255,13 @@ def _readable(
             if photo is None:
                 failed[sample.name] = text
             else:
-                if photo.pixels.nbytes <= free:
+                if photo.pixels.nbytes <= room[0]:
                     found.kept[len(found)] = photo
-                    free -= photo.pixels.nbytes
+                    room[0] -= photo.pixels.nbytes
                 found.samples.append(sample)
                 found.digests.append(text)
             seen(number)
-    return found, failed, len(strange)
+    return found, failed, len(dataset) - len(samples)
 
 
 def _held_out(pictures: Pictures, share: float, seed: int) -> tuple[list[int], list[int]]:

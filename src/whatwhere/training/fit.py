@@ -1,21 +1,13 @@
 """A folder of labelled pictures -> a saved run: the road of a training, cut off anywhere and taken up again."""
 
-import csv
-import io
-import logging
 import os
 import platform
-import shutil
-import tomllib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 
 from whatwhere.classifiers.around import around
@@ -23,21 +15,32 @@ from whatwhere.classifiers.classifier import Classifier
 from whatwhere.classifiers.saved import RUN, load_run, save
 from whatwhere.classifiers.zoo import build
 from whatwhere.datasets import open_dataset
-from whatwhere.errors import DataError, InputError, MissingExtraError
+from whatwhere.errors import InputError, MissingExtraError, WhatWhereError, settings_blamed
 from whatwhere.evaluation.evaluate import evaluate, plan_of
 from whatwhere.evaluation.run import calibrate
-from whatwhere.files import aside, held
+from whatwhere.files import held
 from whatwhere.images import printable
 from whatwhere.reports.evaluation import write_evaluation
+from whatwhere.training.aids import AIDS
 from whatwhere.training.data import Splits, drawing, looks, split_data
-from whatwhere.training.light import FEATURES, features_of, fit_last_layer
+from whatwhere.training.folder import (
+    METRICS,
+    REPORT,
+    STARTED,
+    STATE,
+    Task,
+    Watch,
+    absolute,
+    begun,
+    cleared,
+    rank,
+    same_data,
+    unwatched,
+    write_metrics,
+)
+from whatwhere.training.light import FEATURES, deciding, features_of, fit_last_layer
 from whatwhere.training.objective import measured
-from whatwhere.training.recipe import Recipe, recipe_of
-
-STARTED, STATE, METRICS, REPORT = "recipe.toml", "state", "metrics.csv", "report"
-
-Watch = Callable[[str, int, int], None]
-"""Called with what is done, how much of it, and of how much; of nothing, what is said is news."""
+from whatwhere.training.recipe import Recipe
 
 
 def train(
@@ -48,10 +51,10 @@ def train(
     layout: str | None = None,
     resume: bool = False,
     strict: bool = False,
-    devices: int | str = "auto",
+    devices: int | str = 1,
     accelerator: str = "auto",
     nodes: int = 1,
-    watch: Watch = lambda what, done, total: None,
+    watch: Watch = unwatched,
 ) -> Classifier:
     """Train a classifier on labelled pictures, and save it to a folder that ``load`` takes.
 
@@ -61,7 +64,8 @@ def train(
             ``metrics.csv``, ``report/``. While it is going on, ``state/`` holds what it goes on from.
         recipe: what differs from the defaults; None with ``resume`` for that of the run.
         layout: of the data set; by default what the files look like.
-        resume: go on with a training that was cut off; it ends as it would have. Begins one where there is none.
+        resume: go on with a training that was cut off; it ends as it would have. With a recipe, begins one where
+            there is none.
         strict: stop at what else would be left out and said: unreadable images, empty classes, duplicates.
         devices: as Lightning's Trainer takes it.
         accelerator: as Lightning's Trainer takes it.
@@ -71,89 +75,91 @@ def train(
     Raises:
         InputError: the folder holds a run already; a recipe that does not go with the network.
         DataError: there is nothing to learn from; with ``strict``, something is odd.
+        UnsupportedError: the network takes no other classes, no other head, or none of the aids.
         TrainingError: the loss is no number; the last good state is kept.
         MissingExtraError: full mode without Lightning.
+        OSError: something cannot be written; the last state is kept.
     """
-    root, out = Path(root), Path(out)
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    first = int(os.environ.get("LOCAL_RANK", "0")) + int(os.environ.get("NODE_RANK", "0")) == 0
-    if not first:
-        return _train(root, out, recipe or _started(out)[0], layout, strict, devices, accelerator, nodes, watch)
+    told = None if resume and recipe is None else absolute(Task(Path(root), recipe or Recipe(), layout))
+    how = {"devices": devices, "accelerator": accelerator, "num_nodes": nodes}
+    if rank():  # the first process has written it down before it started the others
+        return _train(out, begun(out, told), strict, how, watch)
     with held(out / ".lock"):
         if (out / RUN).exists():
-            if resume:
-                return load_run(out)
-            raise InputError(f"{printable(out)} holds a run already; choose another folder")
-        if (out / STARTED).exists():
             if not resume:
-                raise InputError(f"a training was begun in {printable(out)}; resume it, or choose another folder")
-            recipe, root, layout = _taken_up(out, recipe, root, layout)
-        else:
-            recipe = recipe or Recipe()
-            told = {"data": str(root.resolve()), "training": recipe.plain()} | ({"layout": layout} if layout else {})
-            with aside(out / STARTED) as file:
-                file.write_text(tomli_w.dumps(told), encoding="utf-8")
+                raise InputError(f"{printable(out)} holds a run already; choose another folder")
+            cleared(out, whole=True)
+            return load_run(out)
+        cleared(out, whole=False)
+        if (out / STARTED).exists() and not resume:
+            raise InputError(f"a training was begun in {printable(out)}; resume it, or choose another folder")
+        task = begun(out, told)
         try:
-            return _train(root, out, recipe, layout, strict, devices, accelerator, nodes, watch)
-        except (InputError, DataError):  # nothing has been done that could be taken up
-            if not (out / STATE).exists():
-                (out / STARTED).unlink()
+            return _train(out, task, strict, how, watch)
+        except Exception:
+            if not any((out / STATE).glob("*.safetensors")):  # nothing has been done that could be taken up
+                cleared(out, whole=True)
             raise
 
 
-def _started(out: Path) -> tuple[Recipe, Path, str | None]:
-    try:
-        told = tomllib.loads((out / STARTED).read_text(encoding="utf-8"))
-        return recipe_of(told["training"]), Path(told["data"]), told.get("layout")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{printable(out / STARTED)}: damaged: {error}") from error
-
-
-def _taken_up(out: Path, recipe: Recipe | None, root: Path, layout: str | None) -> tuple[Recipe, Path, str | None]:
-    """What a training was begun with, which what is asked for now must not contradict."""
-    old, data, before = _started(out)
-    new = old if recipe is None else recipe
-    different = [key for key, value in new.plain().items() if old.plain().get(key) != value]
-    if different or root.resolve() != data or layout not in {None, before}:
-        what = ", ".join(different) or ("the data set" if root.resolve() != data else "the layout")
-        raise InputError(
-            f"the training in {printable(out)} was begun with other settings: {what}; choose another folder"
-        )
-    return old, data, before
-
-
-def _train(
-    root: Path,
-    out: Path,
-    recipe: Recipe,
-    layout: str | None,
-    strict: bool,
-    devices: int | str,
-    accelerator: str,
-    nodes: int,
-    watch: Watch,
-) -> Classifier:
-    splits = split_data(root, recipe, layout=layout, strict=strict, seen=lambda n, of: watch("reading images", n, of))
-    for note in splits.notes:
-        watch(note, 0, 0)
-    net = beginning(recipe, splits)
-    state = out / STATE
-    state.mkdir(exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    if recipe.mode == "light" or recipe.light_start:
-        if accelerator != "cpu" and torch.cuda.is_available():
-            net.network.to("cuda")
-        rows = [_light(net, recipe, splits, state, watch)]
-        net.network.to("cpu")
+def _train(out: Path, task: Task, strict: bool, how: Mapping[str, Any], watch: Watch) -> Classifier:
+    recipe = task.recipe
     if recipe.mode == "full":
         try:
             from whatwhere.training.full import fit_network
         except ImportError as error:
             raise MissingExtraError(f"full mode needs Lightning: pip install 'whatwhere[train]' ({error})") from error
-        rows += fit_network(
-            net, recipe, splits, out, devices=devices, accelerator=accelerator, nodes=nodes, watch=watch
-        )
-    return _finished(net, recipe, splits, root, out, rows, watch)
+    plan_of(recipe.methods)  # what is wrong with these is said now, and not at the end
+    boxed = None if recipe.boxes is None else open_dataset(recipe.boxes)
+    splits = split_data(
+        task.data, recipe, layout=task.layout, strict=strict, seen=lambda n, of: watch("reading images", n, of)
+    )
+    if (
+        boxed is not None
+        and splits.test is not None
+        and {one.path for one in boxed} & {one.path for one in splits.test}
+    ):
+        splits.notes.append(f"thresholds are chosen on images of {splits.test.name}, which is measured at the end")
+    for note in splits.notes:
+        watch(note, 0, 0)
+    recipe = resolved(recipe)
+    net = beginning(recipe, splits)
+    state = out / STATE
+    state.mkdir(exist_ok=True)
+    same_data(out, splits.digest)
+    rows: list[dict[str, Any]] = []
+    if recipe.mode == "light" or recipe.light_start:
+        with settings_blamed(f"device {how['accelerator']}"):
+            net.network.to(_device(str(how["accelerator"])))
+        rows.append(_light(net, recipe, splits, state, watch))
+        net.network.to("cpu")
+    if recipe.mode == "full":
+        rows += fit_network(net, recipe, splits, out, rows, how, watch)
+        if rank():
+            return net
+    return _finished(net, recipe, splits, task, out, rows, watch)
+
+
+def _device(accelerator: str) -> str:
+    if accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if accelerator == "gpu" else accelerator
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with what depends on other things of it said."""
+    norm, select = recipe.frozen_norm, recipe.select
+    if norm is None:
+        norm = 1.0 if recipe.pretrained else 0.0
+    if select is None:
+        select = "accuracy" if recipe.boxes is None else "localization"
+    aid = next((dict(AIDS[name].head) for name in recipe.aids if name in AIDS and AIDS[name].head), {})
+    head = dict(recipe.head) or aid
+    if not head and (recipe.loss == "dense" or recipe.aids):
+        head = {"pool": "mean"}
+    return replace(recipe, frozen_norm=norm, select=select, head=head)
 
 
 def beginning(recipe: Recipe, splits: Splits) -> Classifier:
@@ -163,50 +169,67 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
         InputError: the recipe and the network do not go together.
         UnsupportedError: the network takes no other classes, or no other head.
     """
-    from whatwhere.training.aids import AIDS
-
-    k, labels, options = len(splits.labels), splits.labels, dict(recipe.options)
+    k, options = len(splits.labels), dict(recipe.options)
     unknown = [name for name in recipe.aids if name not in AIDS]
     if unknown:
         raise InputError(f"no aid is called {unknown[0]!r}; there are {', '.join(AIDS)}")
+    losses = [name for name in recipe.aids if name in {"acol", "spg"}] + ["dense"] * (recipe.loss == "dense")
+    if len(losses) > 1:
+        raise InputError(f"each of {', '.join(losses)} is a loss of its own; choose one")
+    if recipe.loss == "dense" and recipe.head.get("pool", "mean") != "mean":
+        raise InputError(f"a dense loss trains cells whose mean is what the network says, not {recipe.head['pool']}")
     if (told := options.pop("num_classes", k)) != k:
         raise InputError(f"the head has {told} classes and the data {k}; leave num_classes out")
-    head = dict(recipe.head) or next((dict(AIDS[name].head) for name in recipe.aids if AIDS[name].head), {})
-    if not head and (recipe.loss == "dense" or recipe.aids):
-        head = {"pool": "mean"}
+    if taken := {"pretrained", "name", "head"} & options.keys():
+        raise InputError(f"{', '.join(sorted(taken))} is set by itself, not among options")
+    head = {"head": recipe.head} if recipe.head else {}
     folder = Path(recipe.model)
-    with drawing(recipe.seed):
+    blamed = f"model = {recipe.model}, options = {options}, head = {recipe.head}"
+    with drawing(recipe.seed), settings_blamed(blamed):
         if (folder / RUN).exists():
             old = load_run(folder)
-            name, options = old.name, {**old.options, **options} | ({"head": head} if head else {})
+            name, options, preprocess = old.name, {**old.options, **options} | head, old.preprocess
             network, _ = build(name, pretrained=False, num_classes=k, **options)
-            own = network.state_dict()
-            fitting = {
+            own, decide = network.state_dict(), {id(p) for p in deciding(network).state_dict(keep_vars=True).values()}
+            new = {key for key, p in network.state_dict(keep_vars=True).items() if id(p) in decide}
+            known = {
                 key: t for key, t in old.network.state_dict().items() if key in own and own[key].shape == t.shape
             }
-            network.load_state_dict(fitting, strict=False)
-            preprocess = old.preprocess
+            if list(old.labels) != list(splits.labels):
+                known = {key: t for key, t in known.items() if key not in new}
+            network.load_state_dict(known, strict=False)
         else:
-            name = recipe.model
-            options |= {"head": head} if head else {}
+            name, options = recipe.model, options | head
             network, preprocess = build(name, pretrained=recipe.pretrained, num_classes=k, **options)
     if recipe.size is not None:
         preprocess = replace(preprocess, size=recipe.size)
-    activation = "sigmoid" if splits.several else "softmax"
-    net = around(network, name=name, labels=labels, preprocess=preprocess, activation=activation)  # type: ignore[arg-type]
+    net = around(
+        network,
+        name=name,
+        labels=splits.labels,
+        preprocess=preprocess,
+        activation="sigmoid" if splits.multiple else "softmax",
+    )
     net.options = options
     return net
 
 
 def _light(net: Classifier, recipe: Recipe, splits: Splits, state: Path, watch: Watch) -> dict[str, Any]:
     """Fit the last layer; a row of metrics."""
-    features = features_of(net, splits.train, state / FEATURES, seen=lambda n, of: watch("computing features", n, of))
+    features = features_of(
+        net,
+        splits.train,
+        state / FEATURES if rank() == 0 else None,
+        mirrored=recipe.flip,
+        seen=lambda n, of: watch("computing features", n, of),
+    )
     choice = fit_last_layer(
         net,
         features,
         splits.train.targets(),
         decay=recipe.decay,
         adjustment=recipe.adjustment,
+        smoothing=recipe.smoothing if recipe.mode == "full" else 0.0,  # where the loop would take it at once
         seed=recipe.seed,
         seen=lambda n, of: watch("fitting the last layer", n, of),
     )
@@ -223,69 +246,46 @@ def _finished(
     net: Classifier,
     recipe: Recipe,
     splits: Splits,
-    root: Path,
+    task: Task,
     out: Path,
     rows: Sequence[Mapping[str, Any]],
     watch: Watch,
 ) -> Classifier:
     """Calibrate, measure, and write all down; run.toml comes last, and says that the run is whole."""
-    if recipe.boxes is not None:
-        watch("choosing thresholds", 0, 1)
-        calibrate(net, open_dataset(recipe.boxes), recipe.methods)
-    found: dict[str, float] = {}
-    if splits.test is not None:
-        watch("measuring", 0, 1)
-        evaluation = evaluate(net, splits.test, plan_of(recipe.methods))
-        write_evaluation(evaluation, net, splits.test, out / REPORT)
-        found = {name: one.value for name, one in evaluation.classification.items()}
-        for method in recipe.methods:
-            found |= {f"{method} {name}": one.value for name, one in evaluation.where(method).items()}
-        found = {name: float(value) for name, value in found.items() if value == value}
+    notes, found = list(splits.notes), {}
+    try:
+        if recipe.boxes is not None:
+            watch("choosing thresholds", 0, 1)
+            calibrate(net, open_dataset(recipe.boxes), recipe.methods)
+        if splits.test is not None:
+            watch("measuring", 0, 1)
+            evaluation = evaluate(net, splits.test, plan_of(recipe.methods))
+            write_evaluation(evaluation, net, splits.test, out / REPORT)
+            found = {name: one.value for name, one in evaluation.classification.items()}
+            for method in recipe.methods:
+                found |= {f"{method} {name}": one.value for name, one in evaluation.where(method).items()}
+    except WhatWhereError as error:  # the weights are worth more than what is measured of them
+        notes.append(f"not measured: {error}")
+        watch(notes[-1], 0, 0)
     write_metrics(out / METRICS, rows)
     net.about = {
-        "training": recipe.plain(),
+        "training": replace(recipe, size=(net.preprocess.size[-2], net.preprocess.size[-1])).plain(),
         "data": {
-            "root": str(root.resolve()),
+            "root": str(task.data),
             "train": len(splits.train),
             "validation": 0 if splits.validation is None else len(splits.validation),
-            "notes": splits.notes,
-            "unreadable": sorted(splits.unreadable.values()),
-        },
-        "measured": ({"on": splits.test.name} if splits.test is not None else {}) | found,
+            "notes": notes,
+            "unreadable": [printable(why) for why in sorted(splits.unreadable.values())],
+        }
+        | ({"layout": task.layout} if task.layout else {}),
+        "measured": ({"on": splits.test.name} if splits.test is not None else {})
+        | {name: float(value) for name, value in found.items() if value == value},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("whatwhere", "torch", "torchvision", "timm")},
+            **({"lightning": version("lightning")} if recipe.mode == "full" else {}),
         },
     }
     save(net, out)
-    shutil.rmtree(out / STATE)
-    (out / STARTED).unlink()
+    cleared(out, whole=True)
     return net
-
-
-def write_metrics(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of all that was measured on the way."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows(rows)
-    with aside(file) as place:
-        place.write_text(text.getvalue(), encoding="utf-8", newline="")
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """A while in which Lightning does not advise."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        warnings.filterwarnings("ignore", module=r"torch\.optim\.lr_scheduler")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

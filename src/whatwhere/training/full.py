@@ -1,25 +1,32 @@
 """Full mode: Lightning's loop around a network, with what it goes on from and the best of it kept."""
 
+import logging
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from whatwhere.classifiers.classifier import Classifier
+from whatwhere.classifiers.weights import write_weights
 from whatwhere.datasets import open_dataset
-from whatwhere.errors import DataError
+from whatwhere.errors import DataError, TrainingError, settings_blamed
 from whatwhere.evaluation.evaluate import evaluate, plan_of
-from whatwhere.files import aside
 from whatwhere.training.checkpoints import PlainCheckpoints
 from whatwhere.training.data import Drawn, Pictures, Shown, Splits
-from whatwhere.training.fit import METRICS, STATE, Watch, quiet_lightning, write_metrics
+from whatwhere.training.folder import METRICS, STATE, Watch, unwatched, write_metrics
+from whatwhere.training.light import out_of_memory
 from whatwhere.training.loop import Fitting
 from whatwhere.training.objective import measured, prior_of
 from whatwhere.training.recipe import Recipe
@@ -34,94 +41,135 @@ def fit_network(
     recipe: Recipe,
     splits: Splits,
     out: Path,
-    *,
-    devices: int | str = "auto",
-    accelerator: str = "auto",
-    nodes: int = 1,
-    watch: Watch = lambda what, done, total: None,
+    rows: Sequence[Mapping[str, Any]] = (),
+    how: Mapping[str, Any] | None = None,
+    watch: Watch = unwatched,
 ) -> list[dict[str, Any]]:
-    """Train all of a classifier's network, in place; rows of metrics, one an epoch.
+    """Train all of a classifier's network, in place.
 
     Where memory does not suffice, batches go through in halves, whose gradients are summed.
 
+    Args:
+        net: as it begins.
+        recipe: resolved.
+        splits: of the data.
+        out: folder of the run, with one for its state.
+        rows: metrics of what was done before; what validation says there is to be surpassed.
+        how: devices, accelerator and nodes, as Lightning's Trainer takes them.
+        watch: is told how far it is.
+
+    Returns:
+        Rows of metrics, one an epoch.
+
     Raises:
+        InputError: a setting that Lightning or an aid does not take.
         TrainingError: the loss is no number.
+        OSError: the state cannot be written.
     """
-    state = out / STATE
     begun = {key: tensor.clone() for key, tensor in net.network.state_dict().items()}
+    first = next((row["validation"] for row in rows if "validation" in row), None)
     parts = 1
     while True:
+        keeper = Keeper(net, recipe, out, watch)
+        if first is not None and recipe.select == "accuracy":
+            keeper.best = (first, -1)
         try:
-            return _attempt(net, recipe, splits, out, state, parts, devices, accelerator, nodes, watch)
+            _attempt(net, recipe, splits, keeper, parts, how or {})
+            break
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error) or parts * 2 > recipe.batch:
+            if not out_of_memory(error) or parts * 2 > recipe.batch:
                 raise
         parts *= 2
-        watch(f"out of memory: batches of {recipe.batch} go through in {parts} parts", 0, 0)
-        net.network.zero_grad(set_to_none=True)
+        watch(f"out of memory: {recipe.batch // parts} images go through at once, {parts} times a step", 0, 0)
         net.network.load_state_dict(begun)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    words = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in words
+    if keeper.best is not None:
+        epoch = keeper.best[1]
+        net.network.load_state_dict(begun if epoch < 0 else load_file(out / STATE / BEST.format(epoch)))
+    net.network.requires_grad_(True).eval().to(memory_format=torch.contiguous_format)
+    return keeper.rows
 
 
 def _attempt(
-    net: Classifier,
-    recipe: Recipe,
-    splits: Splits,
-    out: Path,
-    state: Path,
-    parts: int,
-    devices: int | str,
-    accelerator: str,
-    nodes: int,
-    watch: Watch,
-) -> list[dict[str, Any]]:
+    net: Classifier, recipe: Recipe, splits: Splits, keeper: "Keeper", parts: int, how: Mapping[str, Any]
+) -> None:
+    """Lightning's loop, with batches in so many parts; the network is then as the last epoch left it."""
+    state = keeper.out / STATE
+    net.network.zero_grad(set_to_none=True)
     net.network.to(memory_format=torch.channels_last)
+    dtypes = {key: tensor.dtype for key, tensor in net.network.state_dict().items()}
     fitting = Fitting(net, recipe, prior_of(splits.train.targets(), net.activation))
-    keeper = Keeper(net, recipe, out, watch)
     logger: Any = False
     if recipe.log == "tensorboard":
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        logger = TensorBoardLogger(out, name="tensorboard", version="")
-    with quiet_lightning(), torch.random.fork_rng(devices=[]):
-        trainer = pl.Trainer(
-            max_epochs=recipe.epochs,
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            precision=recipe.precision,  # type: ignore[arg-type]
-            accumulate_grad_batches=parts,
-            logger=logger,
-            callbacks=[keeper],
-            plugins=[PlainCheckpoints()],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            default_root_dir=state,
-        )
+        logger = TensorBoardLogger(keeper.out, name="tensorboard", version="")
+    several = how.get("devices", 1) not in {1, "1"} or how.get("num_nodes", 1) > 1
+    with quiet_lightning(), torch.random.fork_rng(devices=[]), interruptible(keeper):
+        with settings_blamed(f"precision {recipe.precision}, {', '.join(f'{k} {v}' for k, v in how.items())}"):
+            trainer = pl.Trainer(
+                **how,
+                strategy="ddp_find_unused_parameters_true" if several else "auto",
+                max_epochs=recipe.epochs,
+                precision=recipe.precision,  # type: ignore[arg-type]
+                accumulate_grad_batches=parts,
+                logger=logger,
+                callbacks=[keeper],
+                plugins=[PlainCheckpoints()],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                default_root_dir=state,
+            )
         micro = max(1, recipe.batch // trainer.world_size // parts)
-        train = _loader(
-            Shown(splits.train, net.preprocess, recipe),
-            recipe,
-            micro,
-            Drawn(splits.train, recipe, trainer.global_rank, trainer.world_size),
-        )
-        held = None if splits.validation is None else _loader(Looked(splits.validation, net), recipe, micro)
+        order = Drawn(splits.train, recipe, trainer.global_rank, trainer.world_size)
+        train = _loader(Shown(splits.train, net.preprocess, recipe), recipe, micro, order)
+        looked = None if splits.validation is None else _loader(Looked(splits.validation, net), recipe, micro)
         kept = state / CHECKPOINT
-        trainer.fit(fitting, train, held, ckpt_path=str(kept) if kept.exists() else None)
+        try:
+            trainer.fit(fitting, train, looked, ckpt_path=str(kept) if kept.exists() else None)
+        finally:
+            for aid in fitting.aids:
+                aid.release()  # type: ignore[operator]
+    fitting.cpu()
     net.network.load_state_dict(fitting.average.state_dict())
-    if keeper.best is not None and trainer.is_global_zero:
-        net.network.load_state_dict(load_file(state / BEST.format(keeper.best[1])))
-    net.network.requires_grad_(True).eval().to(memory_format=torch.contiguous_format)
-    return keeper.rows
+    for key, tensor in net.network.state_dict(keep_vars=True).items():
+        tensor.data = tensor.data.to(dtypes[key])
+
+
+@contextmanager
+def interruptible(keeper: "Keeper") -> Iterator[None]:
+    """Ctrl-C stays what it is: Lightning makes an exit of it, and lets nobody press it again."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if keeper.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """A while in which Lightning does not advise."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", module=r"torch\.optim\.lr_scheduler")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 class Looked(TorchDataset[Any]):
@@ -155,12 +203,19 @@ def _loader(data: TorchDataset[Any], recipe: Recipe, batch: int, sampler: Any = 
 
 
 class Keeper(pl.Callback):
-    """What is known of each epoch, the best one, and the state to go on from."""
+    """What is known of each epoch, the best one, and the state to go on from.
+
+    Attributes:
+        rows: metrics, one an epoch.
+        best: what it is best in, and the epoch; -1 for what was there before the first.
+        interrupted: whether somebody pressed Ctrl-C.
+    """
 
     def __init__(self, net: Classifier, recipe: Recipe, out: Path, watch: Watch) -> None:
         self.net, self.recipe, self.out, self.watch = net, recipe, out, watch
         self.rows: list[dict[str, Any]] = []
         self.best: tuple[float, int] | None = None
+        self.interrupted = False
         self.losses: list[float] = []
         self.saved = time.monotonic()
 
@@ -169,6 +224,10 @@ class Keeper(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self.rows, self.best = state_dict["rows"], state_dict["best"]
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Remember whether it was somebody at the keyboard."""
+        self.interrupted = isinstance(exception, KeyboardInterrupt)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """A training that had stopped by itself does not go on."""
@@ -185,6 +244,11 @@ class Keeper(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Measure, keep the best, write down the state."""
         epoch = trainer.current_epoch
+        broken = next((key for key, t in module.network.state_dict().items() if not t.isfinite().all()), None)
+        if broken is not None:
+            raise TrainingError(
+                f"{broken} is no number at the end of epoch {epoch}; a smaller lr may help, in another run"
+            )
         row: dict[str, Any] = {
             "phase": "full",
             "epoch": epoch,
@@ -197,27 +261,32 @@ class Keeper(pl.Callback):
             module.seen.clear()
             row["validation"] = measured(logits, targets, self.net.activation)
         if self.recipe.select == "localization":
-            row["localization"] = self._located(module)
-        chosen = self._chosen(row)
+            row["localization"] = self._located(module.average)
         self.rows.append(row)
-        state = self.out / STATE
-        if trainer.is_global_zero and chosen is not None and (self.best is None or chosen > self.best[0]):
+        chosen = self._chosen(row)
+        if chosen is not None and chosen == chosen and (self.best is None or chosen > self.best[0]):
             self.best = (chosen, epoch)
-            weights = {key: t.detach().cpu().contiguous() for key, t in module.average.state_dict().items()}
-            with aside(state / BEST.format(epoch)) as file:
-                save_file(weights, file)
+            if trainer.is_global_zero:
+                write_weights(self.out / STATE / BEST.format(epoch), module.average.state_dict())
         trainer.should_stop = trainer.should_stop or self._enough(epoch + 1)
         if trainer.logger is not None:
             trainer.logger.log_metrics({k: v for k, v in row.items() if not isinstance(v, str)}, epoch)
-        if trainer.is_global_zero:
-            write_metrics(self.out / METRICS, self.rows)
         last = trainer.should_stop or epoch + 1 == self.recipe.epochs
-        if last or time.monotonic() - self.saved > SAVED_EVERY:
-            trainer.save_checkpoint(state / CHECKPOINT)
-            self.saved = time.monotonic()
-            for file in state.glob(BEST.format("*")) if trainer.is_global_zero else ():
-                if self.best is None or file.name != BEST.format(self.best[1]):
-                    file.unlink()
+        # clocks differ, and all devices write together
+        if trainer.strategy.broadcast(last or time.monotonic() - self.saved > SAVED_EVERY):
+            self._keep(trainer)
+
+    def _keep(self, trainer: pl.Trainer) -> None:
+        """The state, and of the best epochs the one that it names."""
+        state = self.out / STATE
+        trainer.save_checkpoint(state / CHECKPOINT)
+        self.saved = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        write_metrics(self.out / METRICS, self.rows)
+        for file in state.glob(BEST.format("*")):
+            if self.best is None or file.name != BEST.format(self.best[1]):
+                file.unlink()
 
     def _chosen(self, row: Mapping[str, Any]) -> float | None:
         """What the best epoch is best in."""
@@ -228,15 +297,11 @@ class Keeper(pl.Callback):
         patience = self.recipe.patience
         return bool(patience and self.best is not None and epochs - 1 - self.best[1] >= patience)
 
-    def _located(self, module: Any) -> float:
+    def _located(self, network: torch.nn.Module) -> float:
         """MaxBoxAccV2 on the boxed set, of the network as it would be saved."""
-        mine = {key: t.detach().clone() for key, t in self.net.network.state_dict().items()}
-        self.net.network.load_state_dict(module.average.state_dict())
-        method = self.recipe.methods[0]
-        found = evaluate(self.net, open_dataset(str(self.recipe.boxes)), plan_of([method], baselines=False)).where(
-            method
-        )
-        self.net.network.load_state_dict(mine)
+        net, method = copy(self.net), self.recipe.methods[0]
+        net.network = network
+        found = evaluate(net, open_dataset(str(self.recipe.boxes)), plan_of([method], baselines=False)).where(method)
         if "MaxBoxAccV2" not in found:
             raise DataError(f"{self.recipe.boxes}: it has no boxes to choose the epoch by")
         return round(float(found["MaxBoxAccV2"].value), 6)

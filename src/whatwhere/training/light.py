@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +11,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whatwhere.classifiers.classifier import Classifier, modules_of, undisturbed
+from whatwhere.classifiers.classifier import Classifier, logits_of, modules_of, undisturbed
 from whatwhere.classifiers.heads import Head, Headed, learned_weight
+from whatwhere.classifiers.weights import write_weights
 from whatwhere.errors import UnsupportedError
-from whatwhere.files import aside
 from whatwhere.training.data import Pictures, looks
 from whatwhere.training.objective import loss_of, prior_of
 
@@ -42,8 +40,13 @@ def deciding(network: nn.Module) -> nn.Module:
         return network.head
     for module in modules_of(network):
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
+            if module.bias is None:
+                break
             return module
-    raise UnsupportedError(f"{type(network).__name__} has no last linear layer; train it with mode = full")
+    raise UnsupportedError(
+        f"{type(network).__name__} has no last linear layer with a bias; give it a head of ours, "
+        "head = {pool = 'mean'} say"
+    )
 
 
 def features_of(
@@ -52,21 +55,26 @@ def features_of(
     file: Path | None = None,
     *,
     batch: int = 16,
+    mirrored: bool = True,
     seen: Callable[[int, int], None] = lambda done, total: None,
-) -> Float[Tensor, "n 2 ..."]:
+) -> Float[Tensor, "n v ..."]:
     """What the deciding part reads, of each picture and of its mirror image.
 
     Args:
         net: the classifier, as it begins.
         pictures: n of them.
         file: where they are kept, and taken from if they are those of the same network and pictures.
-        batch: images that go through at once.
+        batch: images that go through at once; where memory does not suffice, half of them.
+        mirrored: whether mirror images are looked at.
         seen: called with how many pictures of how many have been seen.
 
     Returns:
-        (n 2 c), or (n 2 c y x) where grids are read.
+        (n v c), or (n v c y x) where grids are read; v is 2 with mirror images, or 1.
+
+    Raises:
+        UnsupportedError: the logits are not what the deciding part gives.
     """
-    key = _key(net, pictures)
+    key = _key(net, pictures, mirrored)
     if file is not None and file.exists():
         try:
             with safe_open(file, "pt") as stored:
@@ -76,36 +84,58 @@ def features_of(
                     return kept
         except (SafetensorError, OSError):
             pass  # half of a file from elsewhere; it is made anew
-    part, found = deciding(net.network), []
-    with undisturbed(net.network), torch.no_grad(), _reading(part) as given:
-        for images in looks(pictures, net.preprocess, batch):
-            images = images.to(net.device)
-            views = []
-            for view in (images, images.flip(-1)):
-                given.clear()
-                net.network(view)
-                views.append(given[-1].float().cpu())
-            found.append(torch.stack(views, 1))
-            seen(sum(map(len, found)), len(pictures))
-    features = torch.cat(found)
-    features = features.flatten(2) if isinstance(part, nn.Linear | nn.Conv2d) else features
+    while True:
+        try:
+            features = _looked(net, pictures, batch, mirrored, seen)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or batch == 1:
+                raise
+        batch //= 2
     if file is not None:
-        with aside(file) as place:
-            save_file({"features": features}, place, {"key": key})
+        write_weights(file, {"features": features}, {"key": key})
     return features
 
 
-@contextmanager
-def _reading(part: nn.Module) -> Iterator[list[Tensor]]:
-    given: list[Tensor] = []
-    with part.register_forward_pre_hook(lambda module, args: given.append(args[0])):
-        yield given
+def _looked(
+    net: Classifier, pictures: Pictures, batch: int, mirrored: bool, seen: Callable[[int, int], None]
+) -> Float[Tensor, "n v ..."]:
+    part, found, done = deciding(net.network), [], 0
+    passed: list[tuple[Tensor, Tensor]] = []
+    with (
+        undisturbed(net.network),
+        torch.no_grad(),
+        part.register_forward_hook(lambda module, args, output: passed.append((args[0], output))),
+    ):
+        for images in looks(pictures, net.preprocess, batch):
+            images = images.to(net.device)
+            views = []
+            for view in (images, images.flip(-1))[: 1 + mirrored]:
+                passed.clear()
+                logits = logits_of(net.network(view))
+                given = passed[0][1].flatten(1) if len(passed) == 1 else logits[:0]
+                if given.shape != logits.shape or not torch.allclose(given, logits, rtol=1e-3, atol=1e-4):
+                    raise UnsupportedError(
+                        f"{net.name}: its logits are not what its last linear layer gives; give it a head of ours, "
+                        "head = {pool = 'mean'} say, or train it with light_start = false in full mode"
+                    )
+                views.append(passed[0][0].float().cpu())
+            found.append(torch.stack(views, 1))
+            done += len(images)
+            seen(done, len(pictures))
+    features = torch.cat(found)
+    return features.flatten(2) if isinstance(part, nn.Linear | nn.Conv2d) else features
 
 
-def _key(net: Classifier, pictures: Pictures) -> str:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, of a device or of the machine."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _key(net: Classifier, pictures: Pictures, mirrored: bool) -> str:
     """Changes with all that features depend on."""
     own = {id(tensor) for tensor in deciding(net.network).state_dict(keep_vars=True).values()}
-    digest = hashlib.sha256(json.dumps(asdict(net.preprocess)).encode())
+    digest = hashlib.sha256(json.dumps([asdict(net.preprocess), mirrored]).encode())
     for name, tensor in net.network.state_dict(keep_vars=True).items():
         if id(tensor) not in own:
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -123,7 +153,7 @@ class Choice(NamedTuple):
 
 def fit_last_layer(
     net: Classifier,
-    features: Float[Tensor, "n 2 ..."],
+    features: Float[Tensor, "n v ..."],
     targets: Float[Tensor, "n k"],
     *,
     decay: float = 0.0,
@@ -144,6 +174,9 @@ def fit_last_layer(
         smoothing: of the labels.
         seed: of the folds.
         seen: called with how many fits of how many are done.
+
+    Raises:
+        UnsupportedError: the last linear layer has no bias.
     """
     part = deciding(net.network)
     # grids are not centred, since a pool behind the layer is not linear
@@ -151,8 +184,8 @@ def fit_last_layer(
     scale = (features - middle).square().sum(2).mean().sqrt().clamp(min=1e-12)
     read = (features - middle) / scale
     labels = targets.argmax(1)
-    several = float((targets.sum(0) > 1).float().mean()) >= 0.5
-    candidates = DECAYS if decay == 0 and several and features.ndim == 3 else ()
+    enough = float((targets.sum(0) > 1).float().mean()) >= 0.5
+    candidates = DECAYS if decay == 0 and enough and features.ndim == 3 else ()
     choice = Choice(decay or PLAIN_DECAY, float("nan"))
     if candidates:
         folds, scores = _folds(labels, seed), []
@@ -182,7 +215,7 @@ def _fitted(
     smoothing: float,
     activation: str,
 ) -> nn.Module:
-    """A copy of the part, or a linear layer in place of one, fitted to features (n 2 ...)."""
+    """A copy of the part, or a linear layer in place of one, fitted to features (n v ...)."""
     k = targets.shape[1]
     found: nn.Module
     if read.ndim == 3:
@@ -195,7 +228,7 @@ def _fitted(
             torch.manual_seed(0)
             found = Head(read.shape[2], k, pool=part.pool, order=part.order, scaled=part.scaled)
         nn.init.zeros_(found.linear.bias if found.linear.bias is not None else torch.empty(0))
-    rows, wanted = read.flatten(0, 1), targets.repeat_interleave(2, 0)
+    rows, wanted = read.flatten(0, 1), targets.repeat_interleave(read.shape[1], 0)
     prior = prior_of(targets, activation) * adjustment
     weights = [p for p in found.parameters() if p.ndim > 1]
     optimizer = torch.optim.LBFGS(
@@ -254,8 +287,7 @@ def _put_back(part: nn.Module, found: nn.Module, middle: Tensor, scale: Tensor) 
             return
         assert isinstance(found, nn.Linear)
         assert isinstance(part, nn.Linear | nn.Conv2d)
-        if part.bias is None:
-            raise UnsupportedError("the last linear layer has no bias to fit; give the network a head of ours")
+        assert part.bias is not None
         for factor in (p for name, p in part.named_parameters() if name.endswith("factor")):
             factor.fill_(1)
         weight, mine = found.weight / scale, learned_weight(part)

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from whatwhere.classifiers.backbones import probe
 from whatwhere.classifiers.classifier import Classifier, logits_of
 from whatwhere.classifiers.heads import Headed
-from whatwhere.errors import InputError, TrainingError
+from whatwhere.errors import InputError, TrainingError, settings_blamed
 from whatwhere.training.aids import AIDS
 from whatwhere.training.light import deciding
 from whatwhere.training.objective import dense_loss, loss_of
@@ -31,7 +31,7 @@ class Fitting(pl.LightningModule):
 
     Attributes:
         network: that learns.
-        average: what is validated and saved: the moving average of its weights, or the network itself.
+        moving: the moving average of its weights, if there is one.
         aids: that the recipe names.
     """
 
@@ -40,24 +40,31 @@ class Fitting(pl.LightningModule):
         self.network, self.recipe, self.activation = net.network, recipe, net.activation
         if (recipe.loss == "dense" or recipe.aids) and not isinstance(net.network, Headed):
             raise InputError("dense loss and aids need a head of ours, head = {pool = 'mean'} say")
-        self.average = deepcopy(self.network).requires_grad_(False).eval() if recipe.ema else self.network
+        self.moving = deepcopy(self.network).requires_grad_(False).eval() if recipe.ema else None
         self.prior: Tensor
-        self.register_buffer("prior", prior * recipe.adjustment, persistent=False)
+        # drawn equally often, classes have no frequency left to make up for
+        self.register_buffer("prior", prior * (0.0 if recipe.balanced else recipe.adjustment), persistent=False)
         self.aids = nn.ModuleList()
         image = probe(len(net.preprocess.mean), net.preprocess.size, next(self.network.parameters()))
         for name in recipe.aids:
-            aid = AIDS[name](**recipe.aid_options.get(name, {}))
-            aid.prepare(net.network, image)  # type: ignore[arg-type]
-            self.aids.append(aid)
+            with settings_blamed(f"aid_options.{name}"):
+                aid = AIDS[name](**recipe.aid_options.get(name, {}))
+                self.aids.append(aid)
+                aid.prepare(net.network, image)  # type: ignore[arg-type]
         self.seen: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def average(self) -> nn.Module:
+        """What is validated and saved: the moving average, or the network itself."""
+        return self.network if self.moving is None else self.moving
 
     def on_train_epoch_start(self) -> None:
         """Modes are those of the epoch, whichever process it begins in."""
         epoch, recipe = self.current_epoch, self.recipe
         self.train()
-        if recipe.ema:
-            self.average.eval()
-        if epoch < recipe.frozen_norm * recipe.epochs:
+        if self.moving is not None:
+            self.moving.eval()
+        if epoch < (recipe.frozen_norm or 0.0) * recipe.epochs:
             for module in self.network.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
@@ -85,7 +92,7 @@ class Fitting(pl.LightningModule):
         if not loss.isfinite():
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.global_step} of epoch {self.current_epoch}; a smaller lr, "
-                "or precision 32-true, may help"
+                "or precision 32-true, may help, in another run"
             )
         return loss
 
@@ -103,7 +110,7 @@ class Fitting(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """And the average follows."""
         super().optimizer_step(*args, **kwargs)
-        if not self.recipe.ema:
+        if self.moving is None:
             return
         done = self.global_step  # early on it is the plain mean, so that it does not stay where it began
         keep = min(self.recipe.ema, done / (done + 10))

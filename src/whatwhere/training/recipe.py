@@ -1,10 +1,10 @@
 """What a training is told, as plain data: a small file of differences from what stands here."""
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from whatwhere.classifiers.zoo import EMBEDDED
@@ -27,7 +27,7 @@ class Recipe:
         head: ``pool``, ``order``, ``dropout``, ``scaled``, ``units``, ``branches`` of a head of ours; by default the
             model's own with a new last layer.
         size: (h, w) of the network's input; by default what belongs to the weights.
-        split: what is trained on, as the data set calls it.
+        split: what is trained on, as the data set calls it; by default train or trainval, or all there is.
         validation: a split, or a share of each class that is held out of training; 0 for none. By default the
             folder's validation split, or a tenth where each class has twenty images, or none.
         test: a split to measure at the end and write a report of; "" for none, by default one that is there.
@@ -46,7 +46,8 @@ class Recipe:
         warmup: epochs in which the rate rises to its highest; after them it falls along a cosine.
         head_epochs: a first phase of so many epochs, in which only the head is trained.
         frozen: share of the backbone's layers, from the input on, that stay as they are.
-        frozen_norm: share of the epochs in which batch normalization keeps its statistics, before they are released.
+        frozen_norm: share of the epochs in which batch normalization keeps its statistics, before they are released;
+            by default all of them, or none where the weights begin at random.
         light_start: begin with the last layer that light mode finds.
         loss: "image", once for the logits of each image, or "dense", for each cell of the grid.
         smoothing: of the labels (Szegedy et al. 2016, section 7).
@@ -59,7 +60,8 @@ class Recipe:
         aids: names in ``AIDS``: what makes a network look at more than the most telling part.
         aid_options: by the name of an aid, its options.
         patience: stop after so many epochs without a better one; 0 for never.
-        select: what the best epoch is best in, on the validation images: accuracy, or on ``boxes`` MaxBoxAccV2.
+        select: what the best epoch is best in: accuracy on the validation images, or MaxBoxAccV2 on ``boxes``; by
+            default the second where there are boxes.
         boxes: a data set with boxes, on which thresholds are calibrated.
         methods: map methods that are calibrated and reported.
         precision: as Lightning's Trainer takes it: "32-true", "bf16-mixed", ...
@@ -72,7 +74,7 @@ class Recipe:
     options: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None
-    split: str = "train"
+    split: str | None = None
     validation: str | float | None = None
     test: str | None = None
     mode: Mode = "light"
@@ -89,7 +91,7 @@ class Recipe:
     warmup: float = 1.0
     head_epochs: int = 0
     frozen: float = 0.0
-    frozen_norm: float = 1.0
+    frozen_norm: float | None = None
     light_start: bool = True
     loss: Loss = "image"
     smoothing: float = 0.1
@@ -102,7 +104,7 @@ class Recipe:
     aids: tuple[str, ...] = ()
     aid_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     patience: int = 0
-    select: Selection = "accuracy"
+    select: Selection | None = None
     boxes: str | None = None
     methods: tuple[str, ...] = ("gradcam",)
     precision: str = "32-true"
@@ -110,12 +112,17 @@ class Recipe:
     log: Literal["csv", "tensorboard"] = "csv"
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Recipe).items():
+            object.__setattr__(self, name, _as(getattr(self, name), hint, name))
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise InputError(f"{name} is in {low}..{high}, got {value}")
         if isinstance(self.validation, float | int) and not 0 <= self.validation < 1:
             raise InputError(f"validation is a split or a share in 0..1, got {self.validation}")
+        unused = [name for name in self.aid_options if name not in self.aids]
+        if unused or not all(isinstance(one, dict) for one in self.aid_options.values()):
+            raise InputError(f"aid_options has a table for each of {', '.join(self.aids) or 'no aids'}, got {unused}")
         if self.select == "localization" and self.boxes is None:
             raise InputError("select = localization needs boxes, a data set that has them")
 
@@ -141,16 +148,17 @@ def recipe_of(given: Mapping[str, Any]) -> Recipe:
     Raises:
         InputError: a name that is none of a recipe's (with the three nearest), or a value of another kind.
     """
-    hints, found = get_type_hints(Recipe), {}
-    for key, value in given.items():
+    hints = get_type_hints(Recipe)
+    if not isinstance(given, Mapping):
+        raise InputError(f"a recipe is a table, got {given!r}")
+    for key in given:
         if key not in hints:
             raise InputError(f"a recipe has no {key!r}; nearest: {nearest(key, hints)}")
-        found[key] = _as(value, hints[key], key)
-    return Recipe(**found)
+    return Recipe(**{key: _as(value, hints[key], key) for key, value in given.items()})
 
 
-def read_recipe(file: Path, **given: Any) -> Recipe:
-    """The recipe in a TOML file, its [training] table if it has one, as a run's has; what is given goes before it.
+def read_recipe(file: Path) -> Recipe:
+    """The recipe in a TOML file, its [training] table if it has one, as a run's has.
 
     Raises:
         DataError: it cannot be read.
@@ -161,47 +169,60 @@ def read_recipe(file: Path, **given: Any) -> Recipe:
     except (OSError, ValueError) as error:
         raise DataError(f"{printable(file)}: cannot be read as TOML: {error}") from error
     try:
-        return replace(recipe_of(found.get("training", found)), **given)
+        return recipe_of(found.get("training", found))
     except InputError as error:
         raise InputError(f"{printable(file)}: {error}") from None
 
 
-def set_in(recipe: Recipe, word: str) -> Recipe:
-    """The recipe with one thing set as on a command line: ``lr=0.01``, ``head.pool=max``, ``aids=cutmix``.
+def with_settings(recipe: Recipe, words: Sequence[str], **given: Any) -> Recipe:
+    """The recipe with things set as on a command line: ``lr=0.01``, ``head.pool=max``, ``aids=cutmix``.
+
+    Args:
+        recipe: what they are changes of.
+        words: NAME=VALUE; values as TOML has them, or text.
+        given: the same as plain values.
 
     Raises:
         InputError: no such thing, or a value of another kind.
     """
-    key, sign, text = word.partition("=")
-    if not sign:
-        raise InputError(f"wanted NAME=VALUE, got {word!r}")
+    plain, hints = recipe.plain(), get_type_hints(Recipe)
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not sign:
+            raise InputError(f"wanted NAME=VALUE, got {word!r}")
+        *tables, key = name.strip().split(".")
+        place = plain
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise InputError(f"{table} is no table, got {word!r}")
+        place[key] = text if not tables and hints.get(key) in {str, str | None} else _value(text)
+    return recipe_of(plain | given)
+
+
+def _value(text: str) -> Any:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
-    key, _, inner = key.strip().partition(".")
-    plain = recipe.plain()
-    if inner:
-        table = dict(plain.get(key, {}))
-        for name in inner.split(".")[:-1]:
-            raise InputError(f"tables have one level here, got {word!r} with {name!r}")
-        table[inner] = value
-        value = table
-    hints = get_type_hints(Recipe)
-    if key not in hints:
-        raise InputError(f"a recipe has no {key!r}; nearest: {nearest(key, hints)}")
-    return replace(recipe, **{key: _as(value, hints[key], key)})
+        return text
 
 
 def _as(value: Any, hint: Any, key: str) -> Any:
-    """A value read from TOML as the kind that a field has."""
+    """A value as the kind that a field has.
+
+    Raises:
+        InputError: it is of another.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if origin in {Union, UnionType}:
-        for one in inner:
+        for one in sorted(inner, key=lambda one: one is str):
             try:
                 return _as(value, one, key)
             except InputError:
                 continue
+    elif hint is NoneType:
+        if value is None:
+            return None
     elif origin is Literal:
         if value in inner:
             return value
@@ -211,8 +232,8 @@ def _as(value: Any, hint: Any, key: str) -> Any:
         if isinstance(several, list | tuple) and (inner[-1] is Ellipsis or len(several) == len(inner)):
             return tuple(_as(one, inner[0], key) for one in several)
     elif origin is dict:
-        if isinstance(value, dict):
-            return value
+        if isinstance(value, Mapping):
+            return dict(value)
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
@@ -223,6 +244,3 @@ def _as(value: Any, hint: Any, key: str) -> Any:
 
 def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
-
-
-assert {name for name, *_ in _RANGES} <= {one.name for one in fields(Recipe)}

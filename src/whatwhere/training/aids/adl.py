@@ -23,9 +23,10 @@ class AttentionBasedDropout(Aid):
         """Where, how often, and how much.
 
         Args:
-            layers: of the backbone, as in ``named_modules()``; by default the last of each of its last two grids.
-            drop_rate: how often the most attended part is dropped; else all of it is weighed.
-            share: of the attention's maximum, above which it is dropped.
+            layers: of the backbone, as in ``named_modules()``; by default the last blocks of its last two grids.
+            drop_rate: how often the most attended part is dropped; else all of it is weighed. The paper's.
+            share: of the attention's maximum, above which it is dropped; the paper's differs by network, and this is
+                the one of the WSOL benchmark (Choe et al. 2020).
         """
         super().__init__()
         self.layers, self.drop_rate, self.share = layers, drop_rate, share
@@ -33,7 +34,7 @@ class AttentionBasedDropout(Aid):
     def prepare(self, network: Headed, image: Images) -> None:
         """Stand behind the layers; evaluation mode passes them by."""
         for layer in self.layers or stages_of(network.backbone, image)[-2:]:
-            network.backbone.get_submodule(layer).register_forward_hook(self._behind)
+            self.hooks.append(network.backbone.get_submodule(layer).register_forward_hook(self._behind))
 
     def _behind(self, module: nn.Module, given: Any, features: Tensor) -> Tensor | None:
         return self.dropped(features) if module.training else None

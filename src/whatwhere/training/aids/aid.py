@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from whatwhere.classifiers.heads import Headed
 from whatwhere.types import Images
@@ -23,6 +24,10 @@ class Aid(nn.Module):
 
     head: ClassVar[Mapping[str, Any]] = {}
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks: list[RemovableHandle] = []
+
     def prepare(self, network: Headed, image: Images) -> None:
         """Called once, before training: to make layers of its own, or to stand between the network's.
 
@@ -30,6 +35,11 @@ class Aid(nn.Module):
             network: that is trained.
             image: (1 d h w), of the size that it takes.
         """
+
+    def release(self) -> None:
+        """Called once, after training: to stand there no longer."""
+        for hook in self.hooks:
+            hook.remove()
 
     def mixed(self, images: Images, targets: Targets) -> tuple[Images, Targets]:
         """Other images of the same shape in place of a batch, and what they show."""

@@ -40,7 +40,7 @@ class SelfProducedGuidance(Aid):
         """Make the pixel classifiers on the last two grids, and listen there."""
         shallow, deep = stages_of(network.backbone, image)[-2:]
         for name, layer in (("shallow", shallow), ("deep", deep)):
-            network.backbone.get_submodule(layer).register_forward_hook(self._kept(name))
+            self.hooks.append(network.backbone.get_submodule(layer).register_forward_hook(self._kept(name)))
         with undisturbed(network), torch.no_grad():
             network.backbone(image)
         widths = [self._grids[name].shape[1] for name in ("deep", "shallow", "shallow")]
