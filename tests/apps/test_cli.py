@@ -307,6 +307,16 @@ def test_train_makes_a_run_that_the_others_take(two_classes, tmp_path, photos):
     assert run("train", two_classes, "--out", tmp_path / "run", "--resume").exit_code == 0
 
 
+def test_several_runs_are_one(two_classes, tmp_path, photos):
+    for seed in (0, 1):
+        words = ["--model", "lenet5", "--set", "head.pool=mean", "--set", "size=[48, 64]", "--set", "decay=0.001"]
+        assert run("train", two_classes, "--out", tmp_path / str(seed), "--seed", seed, *words).exit_code == 0
+    result = run("ensemble", tmp_path / "0", tmp_path / "1", "--out", tmp_path / "both")
+    assert result.exit_code == 0, result.output
+    assert run("explain", photos[0], "--model", tmp_path / "both", "--method", "cam").exit_code == 0
+    assert run("ensemble", tmp_path / "0", "--out", tmp_path / "both").exit_code == 2
+
+
 def test_train_says_what_it_leaves_out_and_stops_if_strict(two_classes, tmp_path):
     (two_classes / "a" / "0.png").write_text("no picture")
     (two_classes / "c").mkdir()

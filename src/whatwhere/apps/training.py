@@ -1,4 +1,4 @@
-"""The command that trains."""
+"""The commands that make models: train, ensemble."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +9,7 @@ from rich.progress import TaskID
 
 from whatwhere.apps.console import errors_said, progress_of, stderr, stdout
 from whatwhere.apps.memory import keep_freed_memory
+from whatwhere.errors import InputError
 
 app = typer.Typer()
 
@@ -54,6 +55,7 @@ def train(
     """
     with errors_said():
         from whatwhere.training.fit import train as fitted
+        from whatwhere.training.folder import rank
         from whatwhere.training.recipe import Recipe, read_recipe, with_settings
 
         keep_freed_memory()
@@ -82,6 +84,8 @@ def train(
         except KeyboardInterrupt:
             stderr.print(f"interrupted; --resume --out {escape(str(out))} goes on", highlight=False, soft_wrap=True)
             raise typer.Exit(130) from None
+    if rank():  # one of several processes says it
+        return
     measured = net.about.get("measured", {})
     for name, value in measured.items():
         if name in _SAID or name.endswith(("MaxBoxAccV2", "PxAP")):
@@ -89,6 +93,24 @@ def train(
     for method, share in net.thresholds.items():
         stdout.print(f"threshold of {method}: {share:.3f} of a map's maximum", highlight=False)
     stderr.print(f"saved to {escape(str(out))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ensemble(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Runs of the same classes, as --model of the others.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the run that they are together.")],
+) -> None:
+    """Make one model of several, whose logits and class maps are the means of theirs."""
+    with errors_said():
+        import whatwhere
+        from whatwhere.classifiers.ensemble import ensemble as together
+
+        if (out / "run.toml").exists():
+            raise InputError(f"{out} holds a run already; choose another folder")
+        whatwhere.save(together([whatwhere.load(model) for model in models]), out)
+        stderr.print(f"saved to {escape(str(out))}", highlight=False, soft_wrap=True)
 
 
 _SAID = ("on", "top-1", "top-5", "mAP")

@@ -1,0 +1,92 @@
+"""Why does a classifier that was trained on whole images locate? The same network, trained both ways.
+
+    python benchmarks/dense_vs_image.py [--data ../shared/data] [--runs FOLDER] [--sets flowers17 pets37]
+
+Image level: one loss of the mean over the grid. Dense: a loss for each cell, which carries its image's label. Same
+weights to begin with, same pictures in the same order, same seeds. Reported of each: top-1, MaxBoxAccV2, PxAP of the
+map of the true class on the test split, and how far the maps of both agree. Runs are gone on with if they were cut
+off; ``benchmarks/dense_vs_image.md`` is written at the end.
+"""
+
+import argparse
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from timing import machine
+from training import FULL, SEEDS, data_at
+
+import whatwhere
+from whatwhere.apps.memory import keep_freed_memory
+from whatwhere.datasets import open_dataset
+from whatwhere.maps.shape import positive, unit
+from whatwhere.scores import of_class
+from whatwhere.training.fit import train
+
+TABLE = Path(__file__).with_suffix(".md")
+RECIPE = replace(FULL, head={"pool": "mean"}, epochs=8, size=(224, 224))
+LOSSES = ("image", "dense")
+KEPT = ("top-1", "gradcam MaxBoxAccV2", "gradcam PxAP", "gradcam pointing", "gradcam energy")
+
+
+def agreement(nets: list[whatwhere.Classifier], folder: Path) -> tuple[float, float]:
+    """Correlation and similarity (the sum of minima) of both networks' maps of the true class, means over images."""
+    dataset, found = open_dataset(folder), []
+    for sample in dataset:
+        image = nets[0].preprocess(sample.photo())[0][None]
+        index = nets[0].labels.find(dataset.classes[sample.labels[0]])
+        maps = []
+        for net in nets:
+            trace = net.trace(image)
+            maps.append(unit(positive(whatwhere.METHODS["gradcam"](trace, of_class(index))))[0].flatten())
+        one, other = maps
+        correlation = float(torch.corrcoef(torch.stack(maps))[0, 1])
+        similar = float(torch.minimum(one / one.sum().clamp(min=1e-9), other / other.sum().clamp(min=1e-9)).sum())
+        found.append((correlation, similar))
+    good = [pair for pair in found if pair[0] == pair[0]]
+    return statistics.mean(c for c, _ in good), statistics.mean(s for _, s in good)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--sets", nargs="*", default=["flowers17", "pets37"])
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    keep_freed_memory()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    text = [
+        "Image-level and dense training of the same network; per cent, means and standard deviations over seeds.",
+        "",
+    ]
+    text += ["| data | loss | top-1 | MaxBoxAccV2 | PxAP | pointing | energy |", "|---|---|---|---|---|---|---|"]
+    notes = []
+    for data in options.sets:
+        root = data_at(data, options.data, options.runs)
+        found: dict[str, list[dict[str, float]]] = {loss: [] for loss in LOSSES}
+        pairs = []
+        for seed in SEEDS:
+            nets = []
+            for loss in LOSSES:
+                recipe = replace(RECIPE, loss=loss, seed=seed)
+                nets.append(train(root, options.runs / f"{data}-{loss}-{seed}", recipe, resume=True))
+                found[loss].append(nets[-1].about["measured"])
+            pairs.append(agreement(nets, root))
+        for loss, several in found.items():
+            cells = []
+            for name in KEPT:
+                values = [100 * one[name] for one in several if name in one]
+                cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if values else "")
+            text.append(f"| {data} | {loss} | {' | '.join(cells)} |")
+        correlation, similar = (statistics.mean(values) for values in zip(*pairs, strict=True))
+        notes.append(
+            f"{data}: maps of both correlate by {correlation:.2f}, and share {100 * similar:.0f} % of their mass."
+        )
+    TABLE.write_text("\n".join([*text, "", *notes, "", machine(), ""]))
+    print("\n".join([*text, "", *notes]))
+
+
+if __name__ == "__main__":
+    main()
