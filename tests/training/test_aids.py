@@ -11,11 +11,12 @@ from whatwhere.classifiers.around import around
 from whatwhere.classifiers.zoo import build
 from whatwhere.errors import InputError
 from whatwhere.images import Preprocess
+from whatwhere.maps.shape import unit
 from whatwhere.training.aids import AIDS
 from whatwhere.training.aids.adl import AttentionBasedDropout
 from whatwhere.training.aids.cutmix import CutMix
 from whatwhere.training.aids.has import HideAndSeek
-from whatwhere.training.aids.spg import taught_by, unit_of
+from whatwhere.training.aids.spg import taught_by
 from whatwhere.training.loop import Fitting, factor_at, head_parameters, parts_of, rates
 from whatwhere.training.objective import loss_of
 from whatwhere.training.recipe import Recipe
@@ -112,8 +113,8 @@ def test_only_sure_cells_teach():
     logits = torch.tensor([[[[-50.0, 7.0, 50.0]]]])
     assert float(taught_by(logits, teacher, 0.1, 0.7)) == pytest.approx(0, abs=1e-6)
     assert float(taught_by(logits, torch.full((1, 1, 1, 3), 0.4), 0.1, 0.7)) == 0
-    assert unit_of(torch.tensor([[[[2.0, 4.0, 3.0]]]])).flatten().tolist() == [0, 1, 0.5]
-    assert unit_of(torch.full((1, 1, 2, 3), 5.0)).tolist() == torch.zeros(1, 1, 2, 3).tolist()
+    assert unit(torch.tensor([[[[2.0, 4.0, 3.0]]]])).flatten().tolist() == [0, 1, 0.5]
+    assert unit(torch.full((1, 1, 2, 3), 5.0)).tolist() == torch.zeros(1, 1, 2, 3).tolist()
 
 
 def test_guidance_teaches_layers_of_its_own():

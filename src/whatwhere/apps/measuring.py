@@ -230,13 +230,12 @@ def _loaded(asked: dict[str, Any]) -> tuple[Any, Any, dict[str, int | str] | Non
 
 def _applying(net: Any) -> list[str]:
     """The methods that give something on this network, tried on an image of noise; the others are named."""
-    import torch
-
+    from whatwhere.classifiers.backbones import probe
     from whatwhere.errors import UnsupportedError
     from whatwhere.maps import METHODS
     from whatwhere.scores import top_class
 
-    noise = torch.randn(1, len(net.preprocess.mean), *net.preprocess.size, generator=torch.Generator().manual_seed(0))
+    noise = probe(len(net.preprocess.mean), net.preprocess.size)
     trace, found = net.trace(noise.to(net.device)), []
     for name, method in METHODS.items():
         try:

@@ -106,8 +106,9 @@ def ensemble(
     with errors_said():
         import whatwhere
         from whatwhere.classifiers.ensemble import ensemble as together
+        from whatwhere.classifiers.saved import RUN
 
-        if (out / "run.toml").exists():
+        if (out / RUN).exists():
             raise InputError(f"{out} holds a run already; choose another folder")
         whatwhere.save(together([whatwhere.load(model) for model in models]), out)
         stderr.print(f"saved to {escape(str(out))}", highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from whatwhere.classifiers.backbones import probe
 from whatwhere.classifiers.classifier import Activation, Classifier, logits_of, undisturbed
 from whatwhere.classifiers.hooked import HookedClassifier, find_layer
 from whatwhere.classifiers.labels import Labels, imagenet
-from whatwhere.classifiers.split import SplitClassifier
+from whatwhere.classifiers.split import SplitClassifier, has_halves
 from whatwhere.classifiers.zoo import timm_preprocess
 from whatwhere.errors import InputError, UnsupportedError
 from whatwhere.images import Preprocess
@@ -35,7 +35,7 @@ def around(
     network = getattr(network, "_orig_mod", network)  # of torch.compile, whose layers cannot be reached
     if any(parameter.is_inference() for parameter in network.parameters()):
         raise UnsupportedError(f"{type(network).__name__} was made under inference_mode; make it outside of it")
-    from_timm = hasattr(network, "forward_features") and hasattr(network, "forward_head")
+    from_timm = has_halves(network)
     if preprocess is None:
         preprocess = timm_preprocess(network) if from_timm else Preprocess()
     name = name or type(network).__name__

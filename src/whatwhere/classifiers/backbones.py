@@ -14,6 +14,7 @@ from whatwhere.classifiers.classifier import undisturbed
 from whatwhere.classifiers.heads import Head, Headed, convolution
 from whatwhere.classifiers.hooked import find_layer
 from whatwhere.classifiers.layouts import NoGridError, as_grid, first_tensor, normalized_widths
+from whatwhere.classifiers.split import has_halves
 from whatwhere.errors import InputError, UnsupportedError
 from whatwhere.types import Extent, Features, Images, Size
 
@@ -82,7 +83,7 @@ def backbone_of(network: nn.Module, image: Images, layer: str | None = None) -> 
     Raises:
         UnsupportedError: there is no grid of features, or the network cannot be cut there.
     """
-    splits = layer is None and hasattr(network, "forward_features") and hasattr(network, "forward_head")
+    splits = layer is None and has_halves(network)
     backbone = Grid(network) if splits else Until(network, layer or find_layer(network, image), image)
     with undisturbed(backbone), torch.no_grad():
         try:
@@ -124,6 +125,9 @@ def headed(network: nn.Module, image: Images, classes: int, **head: Any) -> Head
         ) from None
 
 
+_LAYERS = (nn.Linear, nn.Conv2d)
+
+
 def renewed(network: nn.Module, classes: int) -> nn.Module:
     """The same network with a fresh last layer for so many classes; it is changed in place.
 
@@ -135,15 +139,14 @@ def renewed(network: nn.Module, classes: int) -> nn.Module:
     if hasattr(network, "reset_classifier"):
         network.reset_classifier(classes)  # type: ignore[operator]
         return network
-    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
-    for name in last:
-        old = network.get_submodule(name)
-        if isinstance(old, nn.Linear):
-            new: nn.Module = nn.Linear(old.in_features, classes, bias=old.bias is not None)
-        elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1) and old.groups == 1:
-            new = nn.Conv2d(old.in_channels, classes, 1, bias=old.bias is not None)
-        else:
-            continue
+    name = next((name for name, one in reversed(list(network.named_modules())) if isinstance(one, _LAYERS)), "")
+    old = network.get_submodule(name)
+    new: nn.Module | None = None
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+    elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1) and old.groups == 1:
+        new = nn.Conv2d(old.in_channels, classes, 1, bias=old.bias is not None)
+    if new is not None and name:
         network.set_submodule(name, new.to(next(network.parameters()).device))
         return network
     raise UnsupportedError(f"{type(network).__name__}: found no last linear layer to renew; use a head of ours")

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whatwhere.classifiers.classifier import Classifier, Trace, leaf_of
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.types import Images, Variants
+
+
+def has_halves(network: nn.Module) -> bool:
+    """Whether a network has the two calls."""
+    return hasattr(network, "forward_features") and hasattr(network, "forward_head")
 
 
 class SplitClassifier(Classifier):

@@ -294,6 +294,11 @@ class Shown(TorchDataset[tuple[Tensor, Tensor]]):
             return self.transform(pixels), self.targets[index]
 
 
+def seed_of(*numbers: int) -> int:
+    """One seed of several numbers, unlike that of any others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 class drawing:  # noqa: N801
     """A while in which torch draws what these numbers say, and nothing is left of it."""
 
@@ -302,7 +307,7 @@ class drawing:  # noqa: N801
 
     def __enter__(self) -> None:
         self.state = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(int(np.random.SeedSequence(self.numbers).generate_state(1)[0]))
+        torch.default_generator.manual_seed(seed_of(*self.numbers))
 
     def __exit__(self, *_: object) -> None:
         torch.default_generator.set_state(self.state)

@@ -14,7 +14,7 @@ from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.classifiers.saved import RUN, load_run, save
 from whatwhere.classifiers.zoo import build
-from whatwhere.datasets import open_dataset
+from whatwhere.datasets import Dataset, open_dataset
 from whatwhere.errors import InputError, MissingExtraError, WhatWhereError, settings_blamed
 from whatwhere.evaluation.evaluate import evaluate, plan_of
 from whatwhere.evaluation.run import calibrate
@@ -139,7 +139,7 @@ def _train(out: Path, task: Task, strict: bool, how: Mapping[str, Any], watch: W
         rows += fit_network(net, recipe, splits, out, rows, how, watch)
         if rank():
             return net
-    return _finished(net, recipe, splits, task, out, rows, watch)
+    return _finished(net, recipe, splits, boxed, task, out, rows, watch)
 
 
 def _device(accelerator: str) -> str:
@@ -246,6 +246,7 @@ def _finished(
     net: Classifier,
     recipe: Recipe,
     splits: Splits,
+    boxed: Dataset | None,
     task: Task,
     out: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -254,9 +255,9 @@ def _finished(
     """Calibrate, measure, and write all down; run.toml comes last, and says that the run is whole."""
     notes, found = list(splits.notes), {}
     try:
-        if recipe.boxes is not None:
+        if boxed is not None:
             watch("choosing thresholds", 0, 1)
-            calibrate(net, open_dataset(recipe.boxes), recipe.methods)
+            calibrate(net, boxed, recipe.methods)
         if splits.test is not None:
             watch("measuring", 0, 1)
             evaluation = evaluate(net, splits.test, plan_of(recipe.methods))

@@ -9,18 +9,18 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from whatwhere.classifiers.classifier import Classifier
-from whatwhere.classifiers.weights import write_weights
-from whatwhere.datasets import open_dataset
+from whatwhere.classifiers.weights import read_weights, write_weights
+from whatwhere.datasets import Dataset, open_dataset
 from whatwhere.errors import DataError, TrainingError, settings_blamed
 from whatwhere.evaluation.evaluate import evaluate, plan_of
 from whatwhere.training.checkpoints import PlainCheckpoints
@@ -86,7 +86,7 @@ def fit_network(
             torch.cuda.empty_cache()
     if keeper.best is not None:
         epoch = keeper.best[1]
-        net.network.load_state_dict(begun if epoch < 0 else load_file(out / STATE / BEST.format(epoch)))
+        net.network.load_state_dict(begun if epoch < 0 else read_weights(out / STATE / BEST.format(epoch)))
     net.network.requires_grad_(True).eval().to(memory_format=torch.contiguous_format)
     return keeper.rows
 
@@ -297,11 +297,15 @@ class Keeper(pl.Callback):
         patience = self.recipe.patience
         return bool(patience and self.best is not None and epochs - 1 - self.best[1] >= patience)
 
+    @cached_property
+    def _boxed(self) -> Dataset:
+        return open_dataset(str(self.recipe.boxes))
+
     def _located(self, network: torch.nn.Module) -> float:
         """MaxBoxAccV2 on the boxed set, of the network as it would be saved."""
         net, method = copy(self.net), self.recipe.methods[0]
         net.network = network
-        found = evaluate(net, open_dataset(str(self.recipe.boxes)), plan_of([method], baselines=False)).where(method)
+        found = evaluate(net, self._boxed, plan_of([method], baselines=False)).where(method)
         if "MaxBoxAccV2" not in found:
             raise DataError(f"{self.recipe.boxes}: it has no boxes to choose the epoch by")
         return round(float(found["MaxBoxAccV2"].value), 6)

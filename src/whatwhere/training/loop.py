@@ -18,6 +18,7 @@ from whatwhere.classifiers.classifier import Classifier, logits_of
 from whatwhere.classifiers.heads import Headed
 from whatwhere.errors import InputError, TrainingError, settings_blamed
 from whatwhere.training.aids import AIDS
+from whatwhere.training.data import seed_of
 from whatwhere.training.light import deciding
 from whatwhere.training.objective import dense_loss, loss_of
 from whatwhere.training.recipe import Recipe
@@ -81,8 +82,7 @@ class Fitting(pl.LightningModule):
         """The loss of a batch of images and targets."""
         images, targets = batch
         # what is drawn depends on the step alone, whichever process it is done in
-        numbers = (self.recipe.seed, self.current_epoch, number, 1 + self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+        torch.manual_seed(seed_of(self.recipe.seed, self.current_epoch, number, 1 + self.global_rank))
         images = images.to(memory_format=torch.channels_last)
         if self.recipe.mixup:
             images, targets = v2.MixUp(alpha=self.recipe.mixup, num_classes=targets.shape[1])(images, targets)

@@ -1,8 +1,8 @@
 """Hide-and-Seek: patches of a grid are hidden at random, so that the most telling part is not always there.
 
 Kumar Singh & Lee, Hide-and-Seek: Forcing a Network to be Meticulous for Weakly-supervised Object and Action
-Localization, ICCV 2017, section 3.1. What is hidden is 0, the mean of all images where the
-network takes them centred.
+Localization, ICCV 2017, section 3.1. What is hidden is 0, the mean of all images where
+the network takes them centred.
 """
 
 import torch

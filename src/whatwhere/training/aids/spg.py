@@ -14,6 +14,7 @@ from torch.nn import functional
 from whatwhere.classifiers.backbones import stages_of
 from whatwhere.classifiers.classifier import undisturbed
 from whatwhere.classifiers.heads import Headed
+from whatwhere.maps.shape import unit
 from whatwhere.training.aids.aid import Aid, Criterion, Targets
 from whatwhere.types import Images
 
@@ -67,17 +68,11 @@ class SelfProducedGuidance(Aid):
         first = self.pixels[0](deep)
         second, third = (pixel(shallow) for pixel in self.pixels[1:])
         taught = [
-            taught_by(first, unit_of(own[:, None]), *SEEDS[0]),
+            taught_by(first, unit(own)[:, None], *SEEDS[0]),
             taught_by(second, first.detach().sigmoid(), *SEEDS[1]),
             taught_by(third, (resized(first, second).sigmoid() + second.sigmoid()).detach() / 2, *SEEDS[2]),
         ]
         return criterion(logits, targets) + self.weight * torch.stack(taught).sum()
-
-
-def unit_of(maps: Tensor) -> Tensor:
-    """Maps (b 1 y x), each brought to [0, 1]; a constant one to 0."""
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    return (maps - low) / (high - low).clamp(min=1e-12)
 
 
 def resized(maps: Tensor, like: Tensor) -> Tensor:
