@@ -4,7 +4,7 @@
 
 Each run is a folder below --runs that is gone on with if it was cut off, and one row in ``benchmarks/training.csv``
 when it is whole; what has a row is not done again. Settings were chosen on held-out parts of the training splits;
-the test splits are looked at once, here. ``loop`` times one step of the loop against the same step without it.
+the test splits are looked at once, here. ``loop`` times an epoch of full mode against the same in a bare loop.
 ``python benchmarks/training.py table`` makes ``benchmarks/training.md`` of the rows.
 """
 
@@ -82,7 +82,8 @@ def where() -> Iterator[Run]:
     for pool in ("max", "lse", "topk", "noisy-or", "attention"):
         ours[pool] = {"pool": pool, "order": "linear-pool"}
     ours["scale and offset"] = {"scaled": True}
-    ours["3 x 3 convolution, mean"] = {"units": 256}
+    for pool in ("mean", "max"):
+        ours[f"3 x 3 convolution, {pool}"] = {"units": 512, "pool": pool}
     short = replace(FULL, epochs=6, size=(224, 224), frozen=0.5)
     for seed in SEEDS:
         for name, head in ours.items():
@@ -156,53 +157,41 @@ def data_at(data: str, root: Path, runs: Path) -> Path:
     return both
 
 
-def loop(root: Path) -> None:
-    """One epoch of the loop, and of a bare one over the same batches."""
-    import lightning.pytorch as pl
-
+def loop(root: Path, runs: Path) -> None:
+    """One epoch of full mode, with its metrics and its state on disk, and of a bare loop over the same images."""
     from whatwhere.classifiers.classifier import logits_of
     from whatwhere.training.data import Drawn, Shown, split_data
-    from whatwhere.training.fit import beginning
-    from whatwhere.training.full import _loader, quiet_lightning
-    from whatwhere.training.loop import Fitting, rates
+    from whatwhere.training.fit import beginning, resolved
+    from whatwhere.training.folder import STATE
+    from whatwhere.training.full import fit_network, loader_of
+    from whatwhere.training.loop import rates
     from whatwhere.training.objective import loss_of, prior_of
 
-    recipe = replace(FULL, size=(224, 224), epochs=1, frozen=0.0, light_start=False, backbone_lr=0.0, lr=1e-9)
+    recipe = resolved(replace(FULL, size=(224, 224), epochs=1, frozen=0.0, light_start=False))
     splits = split_data(root / "flowers17", recipe)
     net = beginning(recipe, splits)
-    net.network.to(memory_format=torch.channels_last)
-    data = Shown(splits.train, net.preprocess, recipe)
-    batches = list(_loader(data, recipe, recipe.batch, Drawn(splits.train, recipe)))[:4]
     prior = prior_of(splits.train.targets())
 
     def ours() -> None:
-        with quiet_lightning():
-            trainer = pl.Trainer(
-                max_epochs=1,
-                accelerator="cpu",
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=str(HERE),
-            )
-            trainer.fit(Fitting(net, recipe, prior), batches)
+        shutil.rmtree(runs / "loop", ignore_errors=True)
+        (runs / "loop" / STATE).mkdir(parents=True)
+        fit_network(net, recipe, splits, runs / "loop")
 
     def bare() -> None:
-        network = net.network.train()
+        network = net.network.to(memory_format=torch.channels_last).train()
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
         optimizer = torch.optim.AdamW(rates(network, recipe), weight_decay=recipe.weight_decay)
-        for images, targets in batches:
+        seen = Shown(splits.train, net.preprocess, recipe)
+        for images, targets in loader_of(seen, recipe, recipe.batch, Drawn(splits.train, recipe)):
             logits = logits_of(network(images.to(memory_format=torch.channels_last)))
             optimizer.zero_grad()
             loss = loss_of(logits + prior, targets, smoothing=recipe.smoothing)
             loss.backward()
             optimizer.step()
-            float(loss.detach())
 
-    found = ratios(in_turn({"bare": bare, "ours": ours}, rounds=9, warmup=1), "bare")
+    found = ratios(in_turn({"bare": bare, "ours": ours}, rounds=7, warmup=1), "bare")
     middle, low, high = found["ours"]
     print(f"{machine()}\nloop / bare loop: {middle:.3f} ({low:.3f} to {high:.3f})")
 
@@ -267,7 +256,7 @@ def main() -> None:
     torch.set_num_threads(2)
     keep_freed_memory()
     if options.study == "loop":
-        loop(options.data)
+        loop(options.data, options.runs)
         return
     if options.study != "table":
         options.runs.mkdir(parents=True, exist_ok=True)

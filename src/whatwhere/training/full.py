@@ -126,8 +126,8 @@ def _attempt(
             )
         micro = max(1, recipe.batch // trainer.world_size // parts)
         order = Drawn(splits.train, recipe, trainer.global_rank, trainer.world_size)
-        train = _loader(Shown(splits.train, net.preprocess, recipe), recipe, micro, order)
-        looked = None if splits.validation is None else _loader(Looked(splits.validation, net), recipe, micro)
+        train = loader_of(Shown(splits.train, net.preprocess, recipe), recipe, micro, order)
+        looked = None if splits.validation is None else loader_of(Looked(splits.validation, net), recipe, micro)
         kept = state / CHECKPOINT
         try:
             trainer.fit(fitting, train, looked, ckpt_path=str(kept) if kept.exists() else None)
@@ -185,7 +185,8 @@ class Looked(TorchDataset[Any]):
         return self.preprocess(self.pictures.photo(index))[0], self.targets[index]
 
 
-def _loader(data: TorchDataset[Any], recipe: Recipe, batch: int, sampler: Any = None) -> DataLoader[Any]:
+def loader_of(data: TorchDataset[Any], recipe: Recipe, batch: int, sampler: Any = None) -> DataLoader[Any]:
+    """Batches of so many, in the sampler's order."""
     workers = recipe.workers
     if workers < 0:
         cores = os.cpu_count() or 1
