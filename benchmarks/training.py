@@ -40,8 +40,14 @@ KEPT = {
 FIELDS = ["study", "data", "what", "seed", *KEPT, "minutes", "machine"]
 
 LIGHT = Recipe(size=(256, 256), validation=0.0)
-FULL = replace(LIGHT, mode="full", epochs=8, frozen=0.25)
-EPOCHS = {"flowers17": 10, "pets37": 12, "pets37+pets3": 8, "imagenette": 5, "cub60": 10}
+FULL = replace(
+    LIGHT, mode="full", epochs=16, lr=7e-4, backbone_lr=1.0, layer_decay=0.9, frozen=0.25, crop=0.5, ema=0.98
+)
+FEW = replace(FULL, epochs=8, lr=1e-5, crop=0.6, batch=16)
+"""For a few images a class: higher rates lost on what was held out."""
+KNOWN = replace(FULL, epochs=4, lr=5e-5, crop=0.6)
+"""For images that the weights have seen: the same."""
+RECIPES = {"flowers17": FULL, "pets37": FEW, "pets37+pets3": FEW, "imagenette": KNOWN, "cub60": FULL}
 
 
 class Run(NamedTuple):
@@ -55,14 +61,12 @@ class Run(NamedTuple):
 
 def bars() -> Iterator[Run]:
     """Light and full mode on each data set, three seeds."""
-    for seed in SEEDS:
-        for data in EPOCHS:
-            test = "val" if data == "imagenette" else None
-            yield Run("bars", data, "light", replace(LIGHT, seed=seed, test=test))
-    for seed in SEEDS:
-        for data, epochs in EPOCHS.items():
-            test = "val" if data == "imagenette" else None
-            yield Run("bars", data, "full", replace(FULL, seed=seed, test=test, epochs=epochs))
+    for mode in ("light", "full"):
+        for seed in SEEDS:
+            for data, full in RECIPES.items():
+                test = "val" if data == "imagenette" else None
+                recipe = LIGHT if mode == "light" else full
+                yield Run("bars", data, mode, replace(recipe, seed=seed, test=test))
 
 
 def reference(root: Path) -> dict[str, object]:
@@ -84,7 +88,7 @@ def where() -> Iterator[Run]:
     ours["scale and offset"] = {"scaled": True}
     for pool in ("mean", "max"):
         ours[f"3 x 3 convolution, {pool}"] = {"units": 512, "pool": pool}
-    short = replace(FULL, epochs=6, size=(224, 224), frozen=0.5)
+    short = replace(FULL, epochs=8, size=(224, 224), frozen=0.5)
     for seed in SEEDS:
         for name, head in ours.items():
             yield Run("where", "flowers17", f"head: {name}", replace(short, head=head, seed=seed))
