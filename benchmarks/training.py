@@ -40,9 +40,7 @@ KEPT = {
 FIELDS = ["study", "data", "what", "seed", *KEPT, "minutes", "machine"]
 
 LIGHT = Recipe(size=(256, 256), validation=0.0)
-FULL = replace(
-    LIGHT, mode="full", epochs=16, lr=7e-4, backbone_lr=1.0, layer_decay=0.9, frozen=0.25, crop=0.5, ema=0.98
-)
+FULL = replace(LIGHT, mode="full")
 FEW = replace(FULL, epochs=8, lr=1e-5, crop=0.6, batch=16)
 """For a few images a class: higher rates lost on what was held out."""
 KNOWN = replace(FULL, epochs=4, lr=5e-5, crop=0.6)
@@ -108,11 +106,7 @@ def scratch() -> Iterator[Run]:
         size=(64, 64),
         batch=64,
         lr=2e-3,
-        backbone_lr=1.0,
         layer_decay=1.0,
-        frozen_norm=0.0,
-        crop=0.5,
-        smoothing=0.1,
     )
     resnet = {"channels": [16, 32, 64, 128], "output_stride": 16}
     for seed in SEEDS:

@@ -426,3 +426,10 @@ with held(pathlib.Path({str(tmp_path / "lock")!r})):
         except InputError:
             time.sleep(0.1)
     raise AssertionError("still held")
+
+
+def test_full_mode_with_a_few_images_says_that_light_mode_may_be_better(figures, tmp_path):
+    heard = []
+    recipe = Recipe(mode="full", epochs=1, size=(64, 96), batch=4)
+    train(figures, tmp_path / "run", recipe, watch=lambda what, *_: heard.append(what))
+    assert any("light mode is often better" in what for what in heard)

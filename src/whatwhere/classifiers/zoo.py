@@ -73,7 +73,9 @@ def build(
     return network.eval(), preprocess
 
 
-OWN = ("lenet5", *camnets.NAMES, ENSEMBLE)
+UNTRAINED = ("lenet5",)
+"""Networks that there are no weights of."""
+OWN = (*UNTRAINED, *camnets.NAMES, ENSEMBLE)
 """Networks that no library has."""
 
 

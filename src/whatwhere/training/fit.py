@@ -13,7 +13,7 @@ import torch
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.classifiers.saved import RUN, load_run, save
-from whatwhere.classifiers.zoo import build
+from whatwhere.classifiers.zoo import UNTRAINED, build
 from whatwhere.datasets import Dataset, open_dataset
 from whatwhere.errors import InputError, MissingExtraError, WhatWhereError, settings_blamed
 from whatwhere.evaluation.evaluate import evaluate, plan_of
@@ -22,7 +22,7 @@ from whatwhere.files import held
 from whatwhere.images import printable
 from whatwhere.reports.evaluation import write_evaluation
 from whatwhere.training.aids import AIDS
-from whatwhere.training.data import Splits, drawing, looks, split_data
+from whatwhere.training.data import MANY, Splits, drawing, looks, split_data
 from whatwhere.training.folder import (
     METRICS,
     REPORT,
@@ -122,9 +122,14 @@ def _train(out: Path, task: Task, strict: bool, how: Mapping[str, Any], watch: W
         and {one.path for one in boxed} & {one.path for one in splits.test}
     ):
         splits.notes.append(f"thresholds are chosen on images of {splits.test.name}, which is measured at the end")
+    recipe = resolved(recipe)
+    fewest = int(splits.train.targets().sum(0).min())
+    if recipe.mode == "full" and recipe.pretrained and splits.validation is None and fewest < MANY:
+        splits.notes.append(
+            f"a class has {fewest} images: below {MANY} light mode is often better, and nothing is held out to tell"
+        )
     for note in splits.notes:
         watch(note, 0, 0)
-    recipe = resolved(recipe)
     net = beginning(recipe, splits)
     state = out / STATE
     state.mkdir(exist_ok=True)
@@ -150,16 +155,19 @@ def _device(accelerator: str) -> str:
 
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe with what depends on other things of it said."""
-    norm, select = recipe.frozen_norm, recipe.select
+    norm, frozen, select = recipe.frozen_norm, recipe.frozen, recipe.select
+    pretrained = recipe.pretrained and recipe.model not in UNTRAINED
     if norm is None:
-        norm = 1.0 if recipe.pretrained else 0.0
+        norm = 1.0 if pretrained else 0.0
+    if frozen is None:
+        frozen = 0.25 if pretrained else 0.0
     if select is None:
         select = "accuracy" if recipe.boxes is None else "localization"
     aid = next((dict(AIDS[name].head) for name in recipe.aids if name in AIDS and AIDS[name].head), {})
     head = dict(recipe.head) or aid
     if not head and (recipe.loss == "dense" or recipe.aids):
         head = {"pool": "mean"}
-    return replace(recipe, frozen_norm=norm, select=select, head=head)
+    return replace(recipe, pretrained=pretrained, frozen_norm=norm, frozen=frozen, select=select, head=head)
 
 
 def beginning(recipe: Recipe, splits: Splits) -> Classifier:

@@ -69,7 +69,7 @@ class Fitting(pl.LightningModule):
             for module in self.network.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
-        share = 1.0 if epoch < recipe.head_epochs else recipe.frozen
+        share = 1.0 if epoch < recipe.head_epochs else recipe.frozen or 0.0
         for depth, part in enumerate(parts_of(self.network)):
             for parameter in part:
                 parameter.requires_grad_(depth >= round(share * BLOCKS))

@@ -22,7 +22,7 @@ class Recipe:
 
     Attributes:
         model: as ``whatwhere.load`` takes it; a saved run goes on from its weights.
-        pretrained: begin with weights from the install or the hub, or with random ones.
+        pretrained: begin with weights from the install or the hub, where there are any, or with random ones.
         options: what the model's constructor takes besides: ``norm``, ``antialias``, ``output_stride``, ...
         head: ``pool``, ``order``, ``dropout``, ``scaled``, ``units``, ``branches`` of a head of ours; by default the
             model's own with a new last layer.
@@ -45,7 +45,8 @@ class Recipe:
         weight_decay: of weights with more than one axis.
         warmup: epochs in which the rate rises to its highest; after them it falls along a cosine.
         head_epochs: a first phase of so many epochs, in which only the head is trained.
-        frozen: share of the backbone's layers, from the input on, that stay as they are.
+        frozen: share of the backbone's layers, from the input on, that stay as they are; by default a quarter, or
+            none where the weights begin at random.
         frozen_norm: share of the epochs in which batch normalization keeps its statistics, before they are released;
             by default all of them, or none where the weights begin at random.
         light_start: begin with the last layer that light mode finds.
@@ -81,23 +82,23 @@ class Recipe:
     seed: int = 0
     adjustment: float = 1.0
     decay: float = 0.0
-    epochs: int = 20
+    epochs: int = 16
     batch: int = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    backbone_lr: float = 0.3
-    layer_decay: float = 0.8
+    lr: float = 7e-4
+    backbone_lr: float = 1.0
+    layer_decay: float = 0.9
     weight_decay: float = 0.05
     warmup: float = 1.0
     head_epochs: int = 0
-    frozen: float = 0.0
+    frozen: float | None = None
     frozen_norm: float | None = None
     light_start: bool = True
     loss: Loss = "image"
     smoothing: float = 0.1
     mixup: float = 0.0
-    ema: float = 0.0
-    crop: float = 0.35
+    ema: float = 0.98
+    crop: float = 0.5
     flip: bool = True
     augment: Literal["none", "trivial", "rand"] = "none"
     balanced: bool = False
