@@ -219,7 +219,7 @@ def table() -> str:
         found.setdefault(row["study"], {}).setdefault((row["data"], row["what"]), []).append(row)
     text = [
         "Means over seeds, and their standard deviation, in per cent; minutes of a run on this machine.",
-        "`python benchmarks/training.py`, the test splits looked at once.",
+        "`python benchmarks/training.py`, the test splits looked at once; pets37 in full mode twice.",
         "",
     ]
     for study, several in found.items():
