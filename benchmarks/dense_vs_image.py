@@ -10,18 +10,18 @@ off; ``benchmarks/dense_vs_image.md`` is written at the end.
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from timing import machine
-from training import FULL, SEEDS, data_at
+from training import FULL, SEEDS, cell, data_at
 
 import whatwhere
 from whatwhere.apps.memory import keep_freed_memory
 from whatwhere.datasets import open_dataset
-from whatwhere.maps.shape import positive, unit
-from whatwhere.scores import of_class
+from whatwhere.evaluation.agreement import agreement
 from whatwhere.training.fit import train
 
 TABLE = Path(__file__).with_suffix(".md")
@@ -30,22 +30,14 @@ LOSSES = ("image", "dense")
 KEPT = ("top-1", "gradcam MaxBoxAccV2", "gradcam PxAP", "gradcam pointing", "gradcam energy")
 
 
-def agreement(nets: list[whatwhere.Classifier], folder: Path) -> tuple[float, float]:
-    """Correlation and similarity (the sum of minima) of both networks' maps of the true class, means over images."""
-    dataset, found = open_dataset(folder), []
+def compared(nets: Sequence[whatwhere.Classifier], folder: Path) -> dict[str, float]:
+    """How far two networks' maps of the true class agree, means over the images of the test split."""
+    dataset, found = open_dataset(folder, "test"), []
     for sample in dataset:
-        image = nets[0].preprocess(sample.photo())[0][None]
-        index = nets[0].labels.find(dataset.classes[sample.labels[0]])
-        maps = []
-        for net in nets:
-            trace = net.trace(image)
-            maps.append(unit(positive(whatwhere.METHODS["gradcam"](trace, of_class(index))))[0].flatten())
-        one, other = maps
-        correlation = float(torch.corrcoef(torch.stack(maps))[0, 1])
-        similar = float(torch.minimum(one / one.sum().clamp(min=1e-9), other / other.sum().clamp(min=1e-9)).sum())
-        found.append((correlation, similar))
-    good = [pair for pair in found if pair[0] == pair[0]]
-    return statistics.mean(c for c, _ in good), statistics.mean(s for _, s in good)
+        name = dataset.classes[sample.labels[0]]
+        one, other = (whatwhere.explain(net, sample.photo(), target=name)[0].heat for net in nets)
+        found.append(agreement(one, other))
+    return {key: statistics.mean(one[key] for one in found) for key in found[0]}
 
 
 def main() -> None:
@@ -73,17 +65,12 @@ def main() -> None:
                 recipe = replace(RECIPE, loss=loss, seed=seed)
                 nets.append(train(root, options.runs / f"{data}-{loss}-{seed}", recipe, resume=True))
                 found[loss].append(nets[-1].about["measured"])
-            pairs.append(agreement(nets, root))
+            pairs.append(compared(nets, root))
         for loss, several in found.items():
-            cells = []
-            for name in KEPT:
-                values = [100 * one[name] for one in several if name in one]
-                cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if values else "")
+            cells = [cell([100 * one[name] for one in several if name in one]) for name in KEPT]
             text.append(f"| {data} | {loss} | {' | '.join(cells)} |")
-        correlation, similar = (statistics.mean(values) for values in zip(*pairs, strict=True))
-        notes.append(
-            f"{data}: maps of both correlate by {correlation:.2f}, and share {100 * similar:.0f} % of their mass."
-        )
+        agreed = [f"{key} {statistics.mean(pair[key] for pair in pairs):.2f}" for key in pairs[0]]
+        notes.append(f"{data}: maps of both agree by {', '.join(agreed)}.")
     TABLE.write_text("\n".join([*text, "", *notes, "", machine(), ""]))
     print("\n".join([*text, "", *notes]))
 

@@ -13,7 +13,7 @@ import csv
 import os
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -165,7 +165,8 @@ def loop(root: Path, runs: Path) -> None:
     from whatwhere.training.loop import rates
     from whatwhere.training.objective import loss_of, prior_of
 
-    recipe = resolved(replace(FULL, size=(224, 224), epochs=1, frozen=0.0, light_start=False))
+    # the average of the weights is not the loop's
+    recipe = resolved(replace(FULL, size=(224, 224), epochs=1, frozen=0.0, ema=0.0, light_start=False))
     splits = split_data(root / "flowers17", recipe)
     net = beginning(recipe, splits)
     prior = prior_of(splits.train.targets())
@@ -212,6 +213,12 @@ def add(row: dict[str, object]) -> None:
     print(row, flush=True)
 
 
+def cell(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}" if values else ""
+
+
 def table() -> str:
     """Means and spreads over seeds, a table a study."""
     found: dict[str, dict[tuple[str, str], list[dict[str, str]]]] = {}
@@ -230,11 +237,9 @@ def table() -> str:
             "|---" * (len(KEPT) + 4) + "|",
         ]
         for (data, what), same in several.items():
-            cells = []
-            for name in (*KEPT, "minutes"):
-                values = [float(row[name]) for row in same if row[name]]
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 and name != "minutes" else ""
-                cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+            cells = [cell([float(row[name]) for row in same if row[name]]) for name in KEPT]
+            minutes = statistics.mean(float(row["minutes"] or "nan") for row in same)
+            cells.append("" if minutes != minutes else f"{minutes:.1f}")
             text.append(f"| {data} | {what} | {len(same)} | {' | '.join(cells)} |")
         text += [
             "",
