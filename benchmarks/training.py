@@ -255,8 +255,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only", nargs="*", default=[], help="words that a run's data, name or seed must be among")
+    parser.add_argument("--threads", type=int, default=2, help="1 for two processes beside one another")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     keep_freed_memory()
     if options.study == "loop":
         loop(options.data, options.runs)
