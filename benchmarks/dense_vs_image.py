@@ -5,7 +5,7 @@
 Image level: one loss of the mean over the grid. Dense: a loss for each cell, which carries its image's label. Same
 weights to begin with, same pictures in the same order, same seeds. Reported of each: top-1, MaxBoxAccV2, PxAP of the
 map of the true class on the test split, and how far the maps of both agree. Runs are gone on with if they were cut
-off; ``benchmarks/dense_vs_image.md`` is written at the end.
+off, and shared with ``training.py where``; ``benchmarks/dense_vs_image.md`` is written at the end.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from timing import machine
-from training import FULL, SEEDS, cell, data_at
+from training import SEEDS, SHORT, Run, cell, data_at, folder_of
 
 import whatwhere
 from whatwhere.apps.memory import keep_freed_memory
@@ -25,8 +25,8 @@ from whatwhere.evaluation.agreement import agreement
 from whatwhere.training.fit import train
 
 TABLE = Path(__file__).with_suffix(".md")
-RECIPE = replace(FULL, head={"pool": "mean"}, epochs=8, size=(224, 224))
-LOSSES = ("image", "dense")
+LOSSES = {"image": "head: mean", "dense": "dense loss"}
+"""And what the study of heads calls the same runs."""
 KEPT = ("top-1", "gradcam MaxBoxAccV2", "gradcam PxAP", "gradcam pointing", "gradcam energy")
 
 
@@ -61,9 +61,10 @@ def main() -> None:
         pairs = []
         for seed in SEEDS:
             nets = []
-            for loss in LOSSES:
-                recipe = replace(RECIPE, loss=loss, seed=seed)
-                nets.append(train(root, options.runs / f"{data}-{loss}-{seed}", recipe, resume=True))
+            for loss, what in LOSSES.items():
+                recipe = replace(SHORT, head={"pool": "mean"}, loss=loss, seed=seed)
+                folder = folder_of(Run("where", data, what, recipe), options.runs)
+                nets.append(train(root, folder, recipe, resume=True))
                 found[loss].append(nets[-1].about["measured"])
             pairs.append(compared(nets, root))
         for loss, several in found.items():

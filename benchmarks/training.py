@@ -45,6 +45,8 @@ FEW = replace(FULL, epochs=8, lr=1e-5, crop=0.6, batch=16)
 """For a few images a class: higher rates lost on what was held out."""
 KNOWN = replace(FULL, epochs=4, lr=5e-5, crop=0.6)
 """For images that the weights have seen: the same."""
+SHORT = replace(FULL, epochs=8, size=(224, 224), frozen=0.5)
+"""Where heads and losses are compared."""
 RECIPES = {"flowers17": FULL, "pets37": FEW, "pets37+pets3": FEW, "imagenette": KNOWN, "cub60": FULL}
 
 
@@ -86,13 +88,12 @@ def where() -> Iterator[Run]:
     ours["scale and offset"] = {"scaled": True}
     for pool in ("mean", "max"):
         ours[f"3 x 3 convolution, {pool}"] = {"units": 512, "pool": pool}
-    short = replace(FULL, epochs=8, size=(224, 224), frozen=0.5)
     for seed in SEEDS:
         for name, head in ours.items():
-            yield Run("where", "flowers17", f"head: {name}", replace(short, head=head, seed=seed))
-        yield Run("where", "flowers17", "dense loss", replace(short, loss="dense", seed=seed))
+            yield Run("where", "flowers17", f"head: {name}", replace(SHORT, head=head, seed=seed))
+        yield Run("where", "flowers17", "dense loss", replace(SHORT, loss="dense", seed=seed))
         for aid in ("has", "cutmix", "adl", "acol", "spg"):
-            yield Run("where", "flowers17", f"aid: {aid}", replace(short, aids=(aid,), seed=seed))
+            yield Run("where", "flowers17", f"aid: {aid}", replace(SHORT, aids=(aid,), seed=seed))
 
 
 def scratch() -> Iterator[Run]:
@@ -121,9 +122,8 @@ def scratch() -> Iterator[Run]:
 
 def do(run: Run, root: Path, runs: Path) -> dict[str, object]:
     """Train, or go on; the row."""
-    name = f"{run.data}-{run.what}-{run.recipe.seed}".replace("/", "_").replace(" ", "_").replace(",", "")
-    out = runs / name
-    clock = runs / f"{name}.seconds"
+    out = folder_of(run, runs)
+    clock = out.with_name(f"{out.name}.seconds")
     before = float(clock.read_text()) if clock.exists() else 0.0
     begun = os.times().elapsed
 
@@ -135,6 +135,11 @@ def do(run: Run, root: Path, runs: Path) -> dict[str, object]:
     row: dict[str, object] = {"study": run.study, "data": run.data, "what": run.what, "seed": run.recipe.seed}
     row |= {key: round(100 * measured[name], 2) for key, name in KEPT.items() if name in measured}
     return row | {"minutes": round(float(clock.read_text()) / 60, 2), "machine": machine()}
+
+
+def folder_of(run: Run, runs: Path) -> Path:
+    """Where a run is kept."""
+    return runs / f"{run.data}-{run.what}-{run.recipe.seed}".replace("/", "_").replace(" ", "_").replace(",", "")
 
 
 def data_at(data: str, root: Path, runs: Path) -> Path:
