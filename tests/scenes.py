@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from whatwhere.classifiers.dfl import DflNet
+from whatwhere.classifiers.heads import Head, Headed
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.labels import Labels
 from whatwhere.geometry import Box
@@ -14,6 +16,8 @@ from whatwhere.images import Preprocess
 
 TRANSFORMERS = {"rollout", "legrad"}
 """Methods that read attention; they refuse other networks."""
+OF_A_KIND = TRANSFORMERS | {"dfl"}
+"""Methods of one kind of networks; they refuse all others."""
 MANY_FORWARDS = {"ablationcam", "scorecam", "sscam", "iscam", "clustercam", "rise", "occlusion"}
 """Methods that ask the network, or what comes after the split, many times."""
 
@@ -67,6 +71,12 @@ def gap_net(size: tuple[int, int] = (24, 40), classes: int = 5, seed: int = 0) -
     net[1].running_mean.normal_()  # type: ignore[union-attr, operator]
     net[1].running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
     return net.eval()
+
+
+def bank_net() -> DflNet:
+    """The convolutions of ``gap_net`` with two filters a class beside their mean."""
+    general = Headed(gap_net()[:5], nn.Identity(), Head(12, 5))
+    return DflNet(general, "backbone", torch.rand(1, 3, 24, 40), filters=2).eval()
 
 
 def deep_head_net(classes: int = 5) -> nn.Sequential:

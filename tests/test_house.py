@@ -20,6 +20,8 @@ ROOMS = [
     "regions",
     "datasets",
     "explanation",
+    "inspection",
+    "curation",
     "evaluation",
     "reports",
     "training",

@@ -54,6 +54,19 @@ def settings_blamed(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}") from error
 
 
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Imports of what an extra brings.
+
+    Raises:
+        MissingExtraError: it is not installed; says what needs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(f"{what} needs {error.name}; run: pip install 'whatwhere[{name}]'") from error
+
+
 def not_one_an_image(b: int, came: tuple[int, ...]) -> InputError:
     """What to raise where a score does not give (b,)."""
     return InputError(f"a score gives one number for each of {b} images, got shape {came}")

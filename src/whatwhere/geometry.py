@@ -115,15 +115,14 @@ class Frame:
 
     def to_original(self, box: Box) -> Box:
         """A box of the network's input in the original image; padding is clipped away."""
-        sx, sy = self.scale
         inner = box.intersection(self.placed)
-        found = Box(
-            self.seen.x0 + (inner.x0 - self.placed.x0) / sx,
-            self.seen.y0 + (inner.y0 - self.placed.y0) / sy,
-            self.seen.x0 + (inner.x1 - self.placed.x0) / sx,
-            self.seen.y0 + (inner.y1 - self.placed.y0) / sy,
-        )
+        found = Box(*self.point_to_original(inner.x0, inner.y0), *self.point_to_original(inner.x1, inner.y1))
         return found.intersection(_full(self.original))
+
+    def point_to_original(self, x: float, y: float) -> tuple[float, float]:
+        """A point (x, y) of the network's input in the original image; one of the padding lies outside of it."""
+        sx, sy = self.scale
+        return self.seen.x0 + (x - self.placed.x0) / sx, self.seen.y0 + (y - self.placed.y0) / sy
 
 
 def _full(size: Size) -> Box:

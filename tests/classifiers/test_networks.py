@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from scenes import MANY_FORWARDS, TRANSFORMERS, gap_net, plain
+from scenes import MANY_FORWARDS, OF_A_KIND, TRANSFORMERS, gap_net, plain
 from torch import Tensor, nn
 
 import whatwhere
@@ -51,7 +51,6 @@ TIMM = {
     "resnetv2_50": (None, 2048, True),
     "swin_tiny_patch4_window7_224": ("norm", 768, True),
     "test_efficientnet": (None, 256, True),
-    "vgg11": (None, 512, False),
     "vit_tiny_patch16_224": ("blocks.10", 192, False),
     "vit_small_patch16_rope_224": ("blocks.10", 384, False),
     "vit_dwee_patch16_reg1_gap_256": ("blocks", 256, False),
@@ -86,7 +85,7 @@ def check(net, channels, linear, attending):
     for name in METHODS:
         if name in MANY_FORWARDS or (name == "cam" and not linear):
             continue
-        if name in TRANSFORMERS and not attending:
+        if name in OF_A_KIND and not (attending and name in TRANSFORMERS):
             with pytest.raises(UnsupportedError, match="Use gradcam"):
                 METHODS[name](trace, of_class(1))
             continue

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scenes import TRANSFORMERS, gap_net, plain, vit_net
+from scenes import OF_A_KIND, gap_net, plain, vit_net
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -117,7 +117,7 @@ def volume_net(classes: int = 4) -> nn.Sequential:
 
 
 VOLUME = (6, 20, 28)
-OF_VOLUMES = sorted(METHODS.keys() - TRANSFORMERS - {"rise", "occlusion"})
+OF_VOLUMES = sorted(METHODS.keys() - OF_A_KIND - {"rise", "occlusion"})
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_images_of_other_channels(channels, photos):
     network = nn.Sequential(nn.Conv2d(channels, 8, 3, stride=2), *gap_net()[1:3], nn.Conv2d(8, 12, 3), *gap_net()[4:])
     net = whatwhere.load(network.eval(), preprocess=plain(SIZE, channels))
     trace = net.trace(images(2, channels))
-    for name in METHODS.keys() - TRANSFORMERS:
+    for name in METHODS.keys() - OF_A_KIND:
         options = {"samples": 2} if name in {"sscam", "iscam", "rise"} else {}
         maps = METHODS[name](trace, of_class(1), **options)
         assert maps.isfinite().all()

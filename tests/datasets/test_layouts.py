@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from whatwhere.classifiers.labels import Labels
-from whatwhere.datasets import LAYOUTS, open_dataset, read_mapping
+from whatwhere.datasets import LAYOUTS, open_dataset, open_splits, read_mapping
 from whatwhere.datasets.sample import box_around
 from whatwhere.errors import DataError, InputError
 from whatwhere.geometry import Box
@@ -427,3 +427,58 @@ def test_the_pictures_for_development(name, split, images, boxed, imagenet_boxes
     size = first.photo().size
     for box in first.boxes[first.labels[0]]:
         assert box.intersection(Box(0, 0, size[1], size[0])) == box
+
+
+def test_all_splits_as_one(tmp_path):
+    for name in ("train/cat/a.png", "train/dog/b.png", "test/cat/c.png", "val/dog/d.png"):
+        picture(tmp_path / name)
+    whole = open_splits(tmp_path)
+    assert whole.name == f"{tmp_path.name}, train, val, test"
+    assert [(sample.name, sample.split) for sample in whole] == [
+        ("train/cat/a.png", "train"),
+        ("train/dog/b.png", "train"),
+        ("val/dog/d.png", "val"),
+        ("test/cat/c.png", "test"),
+    ]
+    assert [whole.classes[sample.labels[0]] for sample in whole] == ["cat", "dog", "dog", "cat"]
+    assert [sample.split for sample in open_splits(tmp_path, ["val", "test"])] == ["val", "test"]
+    with pytest.raises(InputError, match="no split 'tset'"):
+        open_splits(tmp_path, ["train", "tset"])
+
+
+def test_a_class_that_is_called_train_is_no_split(tmp_path):
+    for name in ("train/a.png", "bus/b.png"):
+        picture(tmp_path / name)
+    whole = open_splits(tmp_path)
+    assert whole.classes == ("bus", "train")
+    assert len(whole) == 2
+
+
+def test_a_damaged_split_is_an_error(tmp_path):
+    for name in ("train/cat/a.png", "train/loose.png", "test/cat/b.png"):
+        picture(tmp_path / name)
+    with pytest.raises(DataError, match=r"loose.png: wanted it in a folder"):
+        open_splits(tmp_path)
+    assert len(open_splits(tmp_path, ["test"])) == 1
+
+
+def test_splits_with_classes_of_their_own(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for split, names in (("train", ["dog", "cat"]), ("val", ["cat", "cow"])):
+        picture(tmp_path / split / "x.png")
+        images = [{"id": 1, "file_name": "x.png", "height": H, "width": W}]
+        notes = [
+            {"id": number, "image_id": 1, "category_id": number, "bbox": [2, 1, 3, 4]} for number in range(len(names))
+        ]
+        content = {
+            "images": images,
+            "annotations": notes,
+            "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
+        }
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    whole = open_splits(tmp_path)
+    assert whole.classes == ("dog", "cat", "cow")
+    assert [sample.name for sample in whole] == ["x.png", "val/x.png"]
+    assert [sample.labels for sample in whole] == [(0, 1), (1, 2)]
+    single = open_splits(tmp_path / "annotations/instances_val.json")
+    assert [(sample.name, sample.split) for sample in single] == [("x.png", "")]

@@ -9,7 +9,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scenes import MANY_FORWARDS, TRANSFORMERS, deep_head_net, gap_net, plain, red_net, tailed, vit_net
+from scenes import (
+    MANY_FORWARDS,
+    OF_A_KIND,
+    TRANSFORMERS,
+    bank_net,
+    deep_head_net,
+    gap_net,
+    plain,
+    red_net,
+    tailed,
+    vit_net,
+)
 from torch import Tensor, nn
 
 import whatwhere
@@ -20,19 +31,26 @@ from whatwhere.maps.shape import positive, unit
 from whatwhere.scores import of_class
 
 SIZE = (24, 40)
-LINEAR = {"cam", "gradcam", "xgradcam", "hirescam", "layercam", "gradcam_elementwise", "shapleycam", "eigengradcam"}
+LINEAR = {
+    "cam",
+    "gradcam",
+    "xgradcam",
+    "hirescam",
+    "layercam",
+    "gradcam_elementwise",
+    "shapleycam",
+    "eigengradcam",
+    "dfl",
+}
 CLASS_AGNOSTIC = {"eigencam", "kpcacam", "fem", "rollout"}
 WINDOWED = {"rise", "occlusion"}  # they cover the image; their maps are as coarse as what covers it
 AT_INPUT = {"fullgrad", *WINDOWED}  # their maps are at the resolution of the network's input
 BY_PROBABILITY = {"scorecam", "sscam", "iscam", "clustercam"}  # where all classes are as likely, so are channels
 QUICK = {"rise": {"samples": 60}, "sscam": {"samples": 2, "noise": 0.1}, "iscam": {"samples": 2}}
 METHODS = {name: partial(method, **QUICK[name]) if name in QUICK else method for name, method in ALL.items()}
-NETWORKS = {"gap": gap_net, "deep head": deep_head_net, "vit": vit_net}
-CASES = [
-    (method, network)
-    for method in METHODS
-    for network in (["vit"] if method in TRANSFORMERS else ["gap"] if method == "cam" else ["gap", "deep head"])
-]
+NETWORKS = {"gap": gap_net, "deep head": deep_head_net, "vit": vit_net, "bank": bank_net}
+KINDS = {"cam": ["gap"], "dfl": ["bank"], **{name: ["vit"] for name in TRANSFORMERS}}
+CASES = [(method, network) for method in METHODS for network in KINDS.get(method, ["gap", "deep head"])]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -99,7 +117,7 @@ def test_the_module_is_left_as_it_was(case, mode):
     if mode == "train":
         net.network.train()
     elif mode == "mixed":
-        net.network[1].train()
+        [*net.network.modules()][2].train()
     else:
         net.network.requires_grad_(False)
     before, tensors = state(net.network), {key: t.clone() for key, t in net.network.state_dict().items()}
@@ -174,7 +192,7 @@ def test_repeats_leave_nothing_behind(case):
     assert resident() - memory < 8 << 20
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in WINDOWED | TRANSFORMERS])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in WINDOWED | OF_A_KIND])
 def test_a_planted_blob_is_found_to_the_pixel(name):
     net = whatwhere.load(red_net(), preprocess=plain((40, 60)), labels=["blue", "red"])
     pixels = torch.zeros(40, 60, 3, dtype=torch.uint8)
@@ -185,7 +203,7 @@ def test_a_planted_blob_is_found_to_the_pixel(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in METHODS if name not in CLASS_AGNOSTIC | WINDOWED | BY_PROBABILITY | TRANSFORMERS]
+    "name", [name for name in METHODS if name not in CLASS_AGNOSTIC | WINDOWED | BY_PROBABILITY | OF_A_KIND]
 )
 def test_each_class_is_found_in_its_own_place(name):
     net = whatwhere.load(red_net(), preprocess=plain((40, 60)), labels=["blue", "red"])
@@ -230,7 +248,7 @@ def test_what_knows_no_class_does_not_read_the_score(name):
     assert torch.equal(METHODS[name](trace, of_class(0)), METHODS[name](trace, of_class(3)))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in WINDOWED | TRANSFORMERS])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in WINDOWED | OF_A_KIND])
 def test_a_constant_map_gives_zeros_and_no_box(name):
     net = whatwhere.load(red_net(), preprocess=plain((40, 60)))
     for colour in ((0, 0, 0), (77, 0, 0), (201, 13, 0)):

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from whatwhere.apps import measuring, training
+from whatwhere.apps import inspecting, measuring, training
 from whatwhere.apps.console import (
     BatchOption,
     DeviceOption,
@@ -22,12 +22,13 @@ from whatwhere.apps.console import (
     WeightsOption,
     complain,
     errors_said,
+    files_in,
     progress_of,
     stderr,
     stdout,
 )
 from whatwhere.apps.memory import keep_freed_memory
-from whatwhere.errors import DataError, InputError
+from whatwhere.errors import DataError
 
 if TYPE_CHECKING:
     from whatwhere.explanation import Explanation
@@ -74,7 +75,7 @@ def explain(
     with errors_said():
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-        files = list(_files(photos, out))
+        files = list(files_in(photos, out))
         options: dict[str, Any] = {
             "target": target or "top1",
             "method": method,
@@ -177,26 +178,9 @@ def _counted(results: Iterable[Any], progress: Progress, task: Any) -> Iterator[
         progress.advance(task)
 
 
-def _files(photos: list[str], out: Path | None) -> Iterator[str]:
-    """The files named and those in the folders named, but not what we wrote ourselves."""
-    from whatwhere.images import image_files, printable
-
-    for photo in photos:
-        if not photo:
-            raise InputError("wanted the name of a photo or a folder, got an empty one")
-        if not Path(photo).is_dir():
-            yield photo
-            continue
-        found = image_files(Path(photo))
-        if out is not None and Path(photo).resolve() in out.resolve().parents:
-            found = [file for file in found if out.resolve() not in file.resolve().parents]
-        if not found:
-            raise DataError(f"{printable(photo)}: no image files in this folder")
-        yield from map(str, found)
-
-
 app.add_typer(measuring.app)
 app.add_typer(training.app)
+app.add_typer(inspecting.app)
 
 
 def main() -> None:

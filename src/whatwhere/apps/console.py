@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from whatwhere.errors import DataError, TrainingError, WhatWhereError
+from whatwhere.errors import DataError, InputError, TrainingError, WhatWhereError
 
 stderr = Console(stderr=True)
 # a table that goes to a file or a pipe is not folded
@@ -50,3 +50,21 @@ def errors_said() -> Iterator[None]:
 def complain(word: str, error: Exception) -> None:
     """A line on stderr."""
     stderr.print(f"[red]{word}[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def files_in(photos: list[str], out: Path | None) -> Iterator[str]:
+    """The files named and those in the folders named, but not what we wrote ourselves."""
+    from whatwhere.images import image_files, printable
+
+    for photo in photos:
+        if not photo:
+            raise InputError("wanted the name of a photo or a folder, got an empty one")
+        if not Path(photo).is_dir():
+            yield photo
+            continue
+        found = image_files(Path(photo))
+        if out is not None and Path(photo).resolve() in out.resolve().parents:
+            found = [file for file in found if out.resolve() not in file.resolve().parents]
+        if not found:
+            raise DataError(f"{printable(photo)}: no image files in this folder")
+        yield from map(str, found)

@@ -8,6 +8,7 @@ from torch import nn
 
 from whatwhere.classifiers.backbones import probe
 from whatwhere.classifiers.classifier import Activation, Classifier, logits_of, undisturbed
+from whatwhere.classifiers.dfl import DflNet
 from whatwhere.classifiers.hooked import HookedClassifier, find_layer
 from whatwhere.classifiers.labels import Labels, imagenet
 from whatwhere.classifiers.split import SplitClassifier, has_halves
@@ -52,6 +53,8 @@ def around(
             "pass preprocess=Preprocess(size=(h, w), mean=..., std=...) that fits it, or wrap it in a module that "
             "takes the images alone"
         ) from error
+    if layer is None and isinstance(network, DflNet):
+        layer = "general.neck"  # the grid that the filters read is the worse one to look at
     if layer is None and not (from_timm and _splits(network, image, logits)):
         layer = find_layer(network, image)
     k = logits.shape[1]

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from whatwhere.classifiers.acol import AdversarialBranches
 from whatwhere.classifiers.classifier import undisturbed
+from whatwhere.classifiers.dfl import DflNet
 from whatwhere.classifiers.heads import Head, Headed, convolution
 from whatwhere.classifiers.hooked import find_layer
 from whatwhere.classifiers.layouts import NoGridError, as_grid, first_tensor, normalized_widths
 from whatwhere.classifiers.split import has_halves
-from whatwhere.errors import InputError, UnsupportedError
+from whatwhere.errors import InputError, UnsupportedError, nearest
 from whatwhere.types import Extent, Features, Images, Size
 
 
@@ -35,12 +36,13 @@ class Grid(nn.Module):
 class Reached(Exception):  # noqa: N818
     """The layer has run; what comes after it need not."""
 
-    def __init__(self, output: Any) -> None:
-        self.output = output
+    def __init__(self, layer: nn.Module, output: Any) -> None:
+        self.layer, self.output = layer, output
 
 
-def _stop(module: nn.Module, given: Any, output: Any) -> None:
-    raise Reached(output)
+def stop(module: nn.Module, given: Any, output: Any) -> None:
+    """A forward hook: the layer's output is all that is wanted."""
+    raise Reached(module, output)
 
 
 class Until(nn.Module):
@@ -48,8 +50,8 @@ class Until(nn.Module):
 
     def __init__(self, network: nn.Module, layer: str, image: Images) -> None:
         super().__init__()
-        self.network, self.widths = network, normalized_widths(network)
-        network.get_submodule(layer).register_forward_hook(_stop)
+        self.network, self.layer, self.widths = network, layer, normalized_widths(network)
+        network.get_submodule(layer).register_forward_hook(stop)
         used: set[nn.Module] = set()
         with ExitStack() as hooks, undisturbed(network), torch.no_grad():
             for module in network.modules():
@@ -68,6 +70,8 @@ class Until(nn.Module):
         try:
             self.network(images)
         except Reached as reached:
+            if reached.layer is not self.network.get_submodule(self.layer):
+                raise  # somebody else waits for it
             return as_grid(first_tensor(reached.output), tuple(images.shape[2:]), self.widths)[0]
         raise UnsupportedError(f"{type(self.network).__name__}: the layer to cut after did not run")
 
@@ -93,7 +97,7 @@ def backbone_of(network: nn.Module, image: Images, layer: str | None = None) -> 
     return backbone, features.shape[1]
 
 
-def headed(network: nn.Module, image: Images, classes: int, **head: Any) -> Headed:
+def headed(network: nn.Module, image: Images, classes: int, **head: Any) -> Headed | DflNet:
     """A network with a head of ours in place of its own.
 
     Args:
@@ -101,12 +105,24 @@ def headed(network: nn.Module, image: Images, classes: int, **head: Any) -> Head
         image: (1 d h w), anything that is not constant.
         classes: k.
         head: as ``Head`` takes it; ``units`` for a 3 x 3 convolution of so many before it; ``branches=2`` for those
-            of Adversarial Complementary Learning.
+            of Adversarial Complementary Learning; ``filters`` for a bank of so many a class beside it,
+            ``tap`` for the layer that they read, ``weights`` of the streams and ``scales``, as ``DflNet`` takes them.
 
     Raises:
         InputError: no such option of a head.
         UnsupportedError: the network has no grid of features, or cannot be cut there.
     """
+    bank = {name: head.pop(name) for name in ("filters", "tap", "weights", "scales") if name in head}
+    if bank:
+        if head.get("branches", 1) != 1:
+            raise InputError("a filter bank stands beside a head of one branch")
+        general, tap = headed(network, image, classes, **head), bank.pop("tap", None)
+        assert isinstance(general, Headed)
+        inner = dict(general.backbone.network.named_modules())  # type: ignore[union-attr]
+        if tap is not None and tap not in inner:
+            raise InputError(f"tap: the network has no layer {tap!r}; nearest: {nearest(str(tap), inner)}")
+        read = f"network.{tap}" if tap else last_but_one(general.backbone, image)
+        return DflNet(general, f"backbone.{read}", image, **bank)
     backbone, channels = backbone_of(network, image)
     if isinstance(backbone, Grid) and hasattr(network, "reset_classifier"):
         network.reset_classifier(0)  # type: ignore[operator]
@@ -208,6 +224,22 @@ def stages_of(backbone: nn.Module, image: Images) -> list[str]:
     if len(last) < 2:
         raise UnsupportedError("the network has no blocks that give grids of two sizes; give the aid its layers")
     return list(last.values())
+
+
+def last_but_one(backbone: nn.Module, image: Images) -> str:
+    """The last block of the last stage but one: conv4_3 of VGG, the third stage of a ResNet.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    pools = nn.MaxPool2d | nn.AvgPool2d
+    try:
+        stages = stages_of(backbone, image)
+        return [name for name in stages if not isinstance(backbone.get_submodule(name), pools)][-2]
+    except (UnsupportedError, IndexError):
+        raise UnsupportedError(
+            "the network has no grids of two sizes; say with tap which layer filters read"
+        ) from None
 
 
 def dilate(backbone: nn.Module, image: Images, stride: int) -> None:

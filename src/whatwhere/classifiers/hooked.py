@@ -21,6 +21,7 @@ from whatwhere.classifiers.classifier import (
     undisturbed,
     widened,
 )
+from whatwhere.classifiers.dfl import DflNet
 from whatwhere.classifiers.labels import Labels
 from whatwhere.classifiers.layouts import NoGridError, as_grid, first_tensor, normalized_widths, with_tensor
 from whatwhere.errors import InputError, UnsupportedError, nearest
@@ -129,10 +130,12 @@ def cut_at(network: nn.Module, layers: Sequence[str], size: Extent, *, grad: boo
         NoGridError: a layer's output is no grid.
     """
     cuts: dict[str, list[Cut]] = {layer: [] for layer in layers}
-    widths = normalized_widths(network)
+    widths, again = normalized_widths(network), looks_again(network)
 
     def cutting(layer: str) -> Callable[..., Any]:
         def cut(module: nn.Module, args: Any, output: Any) -> Any:
+            if again and cuts[layer]:
+                return output
             found, grid, back = _grid_in(output, size, widths, layer, detached=not any(cuts.values()))
             features = widened(grid) if found.requires_grad else leaf_of(grid)
             cuts[layer].append(Cut(features, found.dtype))
@@ -153,14 +156,25 @@ def cut_at(network: nn.Module, layers: Sequence[str], size: Extent, *, grad: boo
 @contextmanager
 def replaced(network: nn.Module, layer: str, size: Extent, features: Variants) -> Iterator[None]:
     """For a while, a layer hands on these features, of any number of images, instead of its own."""
-    widths = normalized_widths(network)
+    widths, again = normalized_widths(network), looks_again(network)
+    waiting = [True]  # for the first look of a forward
 
     def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        if again and not waiting:
+            return output
+        waiting.clear()
         found, _, back = _grid_in(output, size, widths, layer)
         return with_tensor(output, back(features.to(found.dtype, copy=True)))
 
-    with network.get_submodule(layer).register_forward_hook(replace):
+    with ExitStack() as hooks:
+        hooks.enter_context(network.register_forward_pre_hook(lambda module, args: waiting.append(True)))
+        hooks.enter_context(network.get_submodule(layer).register_forward_hook(replace))
         yield
+
+
+def looks_again(network: nn.Module) -> bool:
+    """Whether a network looks at an image at several scales, of which the first is where it is split."""
+    return isinstance(network, DflNet) and len(network.scales) > 1
 
 
 def _grid_in(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -109,7 +110,10 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
     if name == EMBEDDED:
         network, preprocess = _named("timm/tf_efficientnet_lite0", False, options)
         if pretrained:
-            load_weights(network, _embedded_weights(network), name)
+            weights = _embedded_weights(network)
+            stem = next(iter(weights))
+            weights[stem] = timm.models.adapt_input_conv(len(preprocess.mean), weights[stem])
+            load_weights(network, weights, name)
         return network, preprocess
     library, _, bare = name.rpartition("/")
     in_timm = timm.is_model(bare.partition(".")[0]) and library in {"", "timm"}
@@ -120,6 +124,10 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
         with _hub(name):
             network = timm.create_model(bare, pretrained=pretrained, **for_timm(options))
         preprocess = timm_preprocess(network)
+        channels = options.get("in_chans", 3)
+        if channels != len(preprocess.mean):
+            mean, std = (fmean(values) for values in (preprocess.mean, preprocess.std))
+            preprocess = replace(preprocess, mean=(mean,) * channels, std=(std,) * channels)
         if "img_size" in options:  # of networks that are built for one size
             h, w = (options["img_size"],) * 2 if isinstance(options["img_size"], int) else options["img_size"]
             preprocess = replace(preprocess, size=(h, w))

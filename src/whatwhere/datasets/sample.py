@@ -29,6 +29,7 @@ class Sample:
         boxes: of a class, its boxes in pixels of the picture; a class without any is missing.
         size: (H, W) that the annotations say the picture has, where they do.
         read_truth: class -> mask, where there are masks; None for a class without one.
+        split: which it is in, where several are looked at together.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Sample:
     boxes: Mapping[int, Boxes] = field(default_factory=dict)
     size: Size | None = None
     read_truth: Callable[[int], Truth | None] | None = None
+    split: str = ""
 
     def photo(self) -> Photo:
         """The picture.

@@ -9,6 +9,7 @@ from whatwhere.classifiers.classifier import Trace
 from whatwhere.maps.ablationcam import ablationcam
 from whatwhere.maps.cam import cam
 from whatwhere.maps.clustercam import clustercam
+from whatwhere.maps.dfl import dfl
 from whatwhere.maps.eigencam import eigencam, eigengradcam
 from whatwhere.maps.fem import fem
 from whatwhere.maps.fullgrad import fullgrad
@@ -52,6 +53,7 @@ METHODS: dict[str, Method] = {
     "clustercam": clustercam,
     "rise": rise,
     "occlusion": occlusion,
+    "dfl": dfl,
     "rollout": rollout,
     "legrad": legrad,
 }

@@ -199,14 +199,9 @@ def split_data(
 
 def _opened(root: Path, recipe: Recipe, layout: str | None) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """What is trained on, what the epoch is chosen by, and what is measured at the end."""
-    plain = root.is_dir() and not any((root / name).is_dir() for name in SPLITS)
-    names = [recipe.split] if recipe.split is not None else ["train", "trainval"]
-    train = _first(root, names, layout)
-    if train is None and recipe.split is None and plain:
-        return open_dataset(root, None, layout), None, None
-    if train is None:
-        open_dataset(root, names[0], layout)  # says why
-        raise InputError(f"{printable(root)} has no split to train on; it is said with split")
+    train, whole_folder = _trained_on(root, recipe.split, layout)
+    if whole_folder:
+        return train, None, None
     whole = root.suffix.lower() == ".json"  # one file, whatever split is asked for
     wanted, tested = recipe.validation, recipe.test
     if wanted is None:
@@ -218,6 +213,28 @@ def _opened(root: Path, recipe: Recipe, layout: str | None) -> tuple[Dataset, Da
     else:
         test = open_dataset(root, tested, layout) if tested and tested != wanted else None
     return train, validation, test
+
+
+def training_set(root: Path, split: str | None = None, layout: str | None = None) -> Dataset:
+    """What is trained on: the split of that name, or train or trainval, or all of a folder without splits.
+
+    Raises:
+        DataError: there is nothing, or something that cannot be read; names the file.
+        InputError: no such split.
+    """
+    return _trained_on(root, split, layout)[0]
+
+
+def _trained_on(root: Path, split: str | None, layout: str | None) -> tuple[Dataset, bool]:
+    """And whether it is all of a folder, so that there are no other splits."""
+    names = [split] if split is not None else ["train", "trainval"]
+    train = _first(root, names, layout)
+    if train is not None:
+        return train, False
+    if split is None and root.is_dir() and not any((root / name).is_dir() for name in SPLITS):
+        return open_dataset(root, None, layout), True
+    open_dataset(root, names[0], layout)  # says why
+    raise InputError(f"{printable(root)} has no split to train on; it is said with split")
 
 
 def _first(root: Path, names: Sequence[str], layout: str | None) -> Dataset | None:

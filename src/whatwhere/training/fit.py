@@ -2,16 +2,19 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Classifier
+from whatwhere.classifiers.dfl import DflNet
 from whatwhere.classifiers.saved import RUN, load_run, save
 from whatwhere.classifiers.zoo import UNTRAINED, build
 from whatwhere.datasets import Dataset, open_dataset
@@ -23,6 +26,7 @@ from whatwhere.images import printable
 from whatwhere.reports.evaluation import write_evaluation
 from whatwhere.training.aids import AIDS
 from whatwhere.training.data import MANY, Splits, drawing, looks, split_data
+from whatwhere.training.filters import FILTERS, initialize_filters
 from whatwhere.training.folder import (
     METRICS,
     REPORT,
@@ -135,11 +139,12 @@ def _train(out: Path, task: Task, strict: bool, how: Mapping[str, Any], watch: W
     state.mkdir(exist_ok=True)
     same_data(out, splits.digest)
     rows: list[dict[str, Any]] = []
+    with settings_blamed(f"device {how['accelerator']}"):
+        net.network.to(_device(str(how["accelerator"])))
+    _begin_filters(net, recipe, splits, state, watch)
     if recipe.mode == "light" or recipe.light_start:
-        with settings_blamed(f"device {how['accelerator']}"):
-            net.network.to(_device(str(how["accelerator"])))
         rows.append(_light(net, recipe, splits, state, watch))
-        net.network.to("cpu")
+    net.network.to("cpu")
     if recipe.mode == "full":
         rows += fit_network(net, recipe, splits, out, rows, how, watch)
         if rank():
@@ -198,8 +203,8 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
             old = load_run(folder)
             name, options, preprocess = old.name, {**old.options, **options} | head, old.preprocess
             network, _ = build(name, pretrained=False, num_classes=k, **options)
-            own, decide = network.state_dict(), {id(p) for p in deciding(network).state_dict(keep_vars=True).values()}
-            new = {key for key, p in network.state_dict(keep_vars=True).items() if id(p) in decide}
+            own, decide = network.state_dict(), {id(t) for t in _deciding_of(network)}
+            new = {key for key, t in network.state_dict(keep_vars=True).items() if id(t) in decide}
             known = {
                 key: t for key, t in old.network.state_dict().items() if key in own and own[key].shape == t.shape
             }
@@ -209,6 +214,10 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
         else:
             name, options = recipe.model, options | head
             network, preprocess = build(name, pretrained=recipe.pretrained, num_classes=k, **options)
+    if isinstance(network, DflNet) and recipe.mode == "light":
+        raise InputError("a filter bank learns in full mode; light mode trains a last layer alone")
+    if isinstance(network, DflNet) and losses:
+        raise InputError(f"a filter bank has a loss of its own, and so has {losses[0]}; choose one")
     if recipe.size is not None:
         preprocess = replace(preprocess, size=recipe.size)
     net = around(
@@ -222,17 +231,53 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
     return net
 
 
+def _deciding_of(network: nn.Module) -> Iterator[Tensor]:
+    """What is of the classes, and new where they are."""
+    parts = (
+        [deciding(network)]
+        if not isinstance(network, DflNet)
+        else [deciding(network.general), network.bank, network.patches]
+    )
+    for part in parts:
+        yield from part.state_dict(keep_vars=True).values()
+
+
+def _begin_filters(net: Classifier, recipe: Recipe, splits: Splits, state: Path, watch: Watch) -> None:
+    """Give a filter bank something to begin with, but where it has learned already."""
+    folder = Path(recipe.model)
+    if recipe.filter_start == "random" or not isinstance(net.network, DflNet):
+        return
+    if (folder / RUN).exists():
+        old = load_run(folder)
+        same = isinstance(old.network, DflNet) and old.network.bank.weight.shape == net.network.bank.weight.shape
+        if same and list(old.labels) == list(splits.labels):
+            return
+    initialize_filters(
+        net,
+        splits.train,
+        state / FILTERS,
+        unit=recipe.filter_start == "directions",
+        seed=recipe.seed,
+        seen=lambda n, of: watch("finding patches to begin with", n, of),
+    )
+
+
 def _light(net: Classifier, recipe: Recipe, splits: Splits, state: Path, watch: Watch) -> dict[str, Any]:
     """Fit the last layer; a row of metrics."""
+    fitted = net
+    if isinstance(net.network, DflNet):  # of the stream that sees the whole
+        general: nn.Module = net.network.general
+        fitted = copy(net)
+        fitted.network = general
     features = features_of(
-        net,
+        fitted,
         splits.train,
         state / FEATURES if rank() == 0 else None,
         mirrored=recipe.flip,
         seen=lambda n, of: watch("computing features", n, of),
     )
     choice = fit_last_layer(
-        net,
+        fitted,
         features,
         splits.train.targets(),
         decay=recipe.decay,

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ DECAYS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Of the weights, on features whose mean square is 1: what cross-validation chooses from."""
 PLAIN_DECAY = 1e-4
 """Where cross-validation takes too long, or has nothing to go by."""
+Found = TypeVar("Found")
 FOLDS = 5
 STEPS = 200
 FEATURES = "features.safetensors"
@@ -84,14 +85,7 @@ def features_of(
                     return kept
         except (SafetensorError, OSError):
             pass  # half of a file from elsewhere; it is made anew
-    while True:
-        try:
-            features = _looked(net, pictures, batch, mirrored, seen)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or batch == 1:
-                raise
-        batch //= 2
+    features = in_smaller_batches(lambda at_once: _looked(net, pictures, at_once, mirrored, seen), batch)
     if file is not None:
         write_weights(file, {"features": features}, {"key": key})
     return features
@@ -125,6 +119,17 @@ def _looked(
             seen(done, len(pictures))
     features = torch.cat(found)
     return features.flatten(2) if isinstance(part, nn.Linear | nn.Conv2d) else features
+
+
+def in_smaller_batches(work: Callable[[int], Found], batch: int) -> Found:
+    """What is done with so many images at once, or if memory does not suffice, with half of them, and so on."""
+    while True:
+        try:
+            return work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or batch == 1:
+                raise
+        batch //= 2
 
 
 def out_of_memory(error: BaseException) -> bool:

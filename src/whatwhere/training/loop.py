@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from whatwhere.classifiers.backbones import probe
 from whatwhere.classifiers.classifier import Classifier, logits_of
+from whatwhere.classifiers.dfl import DflNet
 from whatwhere.classifiers.heads import Headed
 from whatwhere.errors import InputError, TrainingError, settings_blamed
 from whatwhere.training.aids import AIDS
@@ -39,7 +40,7 @@ class Fitting(pl.LightningModule):
     def __init__(self, net: Classifier, recipe: Recipe, prior: Tensor) -> None:
         super().__init__()
         self.network, self.recipe, self.activation = net.network, recipe, net.activation
-        if (recipe.loss == "dense" or recipe.aids) and not isinstance(net.network, Headed):
+        if (recipe.loss == "dense" or recipe.aids) and not isinstance(self.headed, Headed):
             raise InputError("dense loss and aids need a head of ours, head = {pool = 'mean'} say")
         self.moving = deepcopy(self.network).requires_grad_(False).eval() if recipe.ema else None
         self.prior: Tensor
@@ -51,8 +52,13 @@ class Fitting(pl.LightningModule):
             with settings_blamed(f"aid_options.{name}"):
                 aid = AIDS[name](**recipe.aid_options.get(name, {}))
                 self.aids.append(aid)
-                aid.prepare(net.network, image)  # type: ignore[arg-type]
+                aid.prepare(self.headed, image)  # type: ignore[arg-type]
         self.seen: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def headed(self) -> nn.Module:
+        """What aids know: the network, or beside a filter bank the stream that sees the whole."""
+        return self.network.general if isinstance(self.network, DflNet) else self.network
 
     @property
     def average(self) -> nn.Module:
@@ -97,14 +103,17 @@ class Fitting(pl.LightningModule):
         return loss
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """An aid's, or that of the cells, or that of the image."""
+        """An aid's, or that of the cells, or the streams' sum, or that of the image."""
         for aid in self.aids:
-            loss: Tensor | None = aid.loss(self.network, images, targets, self.criterion)  # type: ignore[operator]
+            loss: Tensor | None = aid.loss(self.headed, images, targets, self.criterion)  # type: ignore[operator]
             if loss is not None:
                 return loss
         if self.recipe.loss == "dense":
             maps = self.network.maps(images)  # type: ignore[operator]
             return dense_loss(maps + self.prior[:, None, None], targets, self.activation, self.recipe.smoothing)
+        if isinstance(self.network, DflNet):
+            streams = [weight * self.criterion(logits, targets) for weight, logits in self.network.streams(images)]
+            return torch.stack(streams).sum()
         return self.criterion(logits_of(self.network(images)), targets)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -154,14 +163,21 @@ def factor_at(step: int, rise: int, total: int) -> float:
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:
     """Of what stands behind the backbone, or of the last linear layer."""
+    if isinstance(network, DflNet):
+        return head_parameters(network.general)
     if isinstance(network, Headed):
         return [*network.neck.parameters(), *network.head.parameters()]
     return list(deciding(network).parameters())
 
 
+def bank_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Of a filter bank and what reads it."""
+    return [*network.bank.parameters(), *network.patches.parameters()] if isinstance(network, DflNet) else []
+
+
 def parts_of(network: nn.Module) -> list[list[nn.Parameter]]:
     """The backbone's parameters in ``BLOCKS`` parts of about as many layers, from the input on."""
-    head = {id(parameter) for parameter in head_parameters(network)}
+    head = {id(parameter) for parameter in [*head_parameters(network), *bank_parameters(network)]}
     layers = [[p for p in module.parameters(recurse=False) if id(p) not in head] for module in network.modules()]
     layers = [parameters for parameters in layers if parameters]
     edges = np.linspace(0, len(layers), BLOCKS + 1).round().astype(int).tolist()
@@ -175,7 +191,8 @@ def rates(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         for depth, part in enumerate(parts_of(network))
     ]
     groups = []
-    for share, parameters in [(1.0, head_parameters(network)), *parts]:
+    heads = [(1.0, head_parameters(network)), (recipe.filter_lr, bank_parameters(network))]
+    for share, parameters in [*heads, *parts]:
         for vectors in (False, True):
             own = [p for p in parameters if (p.ndim <= 1) is vectors]
             groups.append({"params": own, "lr": recipe.lr * share} | ({"weight_decay": 0.0} if vectors else {}))

@@ -13,6 +13,7 @@ from whatwhere.images import printable
 
 Mode = Literal["light", "full"]
 Loss = Literal["image", "dense"]
+FilterStart = Literal["patches", "directions", "random"]
 Selection = Literal["accuracy", "localization"]
 
 
@@ -24,8 +25,8 @@ class Recipe:
         model: as ``whatwhere.load`` takes it; a saved run goes on from its weights.
         pretrained: begin with weights from the install or the hub, where there are any, or with random ones.
         options: what the model's constructor takes besides: ``norm``, ``antialias``, ``output_stride``, ...
-        head: ``pool``, ``order``, ``dropout``, ``scaled``, ``units``, ``branches`` of a head of ours; by default the
-            model's own with a new last layer.
+        head: ``pool``, ``order``, ``dropout``, ``scaled``, ``units``, ``branches`` of a head of ours, ``filters``,
+            ``tap``, ``weights``, ``scales`` of a filter bank; by default the model's own with a new last layer.
         size: (h, w) of the network's input; by default what belongs to the weights.
         split: what is trained on, as the data set calls it; by default train or trainval, or all there is.
         validation: a split, or a share of each class that is held out of training; 0 for none. By default the
@@ -50,6 +51,9 @@ class Recipe:
         frozen_norm: share of the epochs in which batch normalization keeps its statistics, before they are released;
             by default all of them, or none where the weights begin at random.
         light_start: begin with the last layer that light mode finds.
+        filter_start: what the filters of a bank begin as: "patches" of each class, compared as they are or by
+            "directions", or "random". Those of a run that is gone on with, for the same classes, stay.
+        filter_lr: share of ``lr`` that filters, and what reads them, get.
         loss: "image", once for the logits of each image, or "dense", for each cell of the grid.
         smoothing: of the labels (Szegedy et al. 2016, section 7).
         mixup: Beta(a, a) of mixed pairs of images (Zhang et al. 2018); 0 for none.
@@ -94,6 +98,8 @@ class Recipe:
     frozen: float | None = None
     frozen_norm: float | None = None
     light_start: bool = True
+    filter_start: FilterStart = "patches"
+    filter_lr: float = 1.0
     loss: Loss = "image"
     smoothing: float = 0.1
     mixup: float = 0.0
@@ -135,7 +141,7 @@ class Recipe:
 _ANY = float("inf")
 _RANGES = [
     *((name, 0.0, 1.0) for name in ("adjustment", "frozen", "frozen_norm", "layer_decay", "smoothing", "crop")),
-    *((name, 0.0, _ANY) for name in ("decay", "lr", "backbone_lr", "weight_decay", "warmup", "mixup")),
+    *((name, 0.0, _ANY) for name in ("decay", "lr", "backbone_lr", "filter_lr", "weight_decay", "warmup", "mixup")),
     *((name, 0, _ANY) for name in ("head_epochs", "patience", "seed")),
     *((name, 1, _ANY) for name in ("epochs", "batch")),
     ("ema", 0.0, 0.99999),

@@ -1,0 +1,1 @@
+"""What a network looks at and looks for, and what it does when the picture changes."""
