@@ -1,10 +1,11 @@
 """What a filter bank adds to a network: accuracy of its streams, cost of a step, and where its patches are.
 
-    python benchmarks/dfl.py streams|grey|patches|step [--data ../shared/data] [--runs FOLDER] [--only WORD ...]
+    python benchmarks/dfl.py light|full|grey|patches|step|table [--data ../shared/data] [--runs FOLDER] [--only WORD ...]
 
-``streams`` trains G, P, G + P and G + P + side, with random filters and with those of section 3.3, on the same
-images in the same order; the accuracy on the test split is written down at epochs 1, 3 and the last, and nothing is
-chosen by it. ``grey`` does so on generated grey pictures, whose classes differ in one small mark. ``patches`` asks
+``light`` leaves the backbone as it is: G, P, G + P and G + P + side, with random filters and with those of section
+3.3, on the same grids. ``full`` trains G and G + P + side with all of the network, on the same images in the same
+order. Accuracy on the test split is written down at epochs 1, 3 and the last, and nothing is chosen by it. ``grey``
+does as ``light`` on generated pictures of one channel, whose classes differ in one small mark. ``patches`` asks
 whether the patches of what is rightly classified lie on the animal. ``step`` times a training step with and without
 the bank. Each training is one row of ``benchmarks/dfl.csv``; what has a row is not done again. ``table`` makes
 ``benchmarks/dfl.md``.
@@ -13,6 +14,7 @@ the bank. Each training is one row of ``benchmarks/dfl.csv``; what has a row is 
 import argparse
 import csv
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,47 +22,87 @@ import numpy as np
 import torch
 from PIL import Image
 from timing import in_turn, machine, ratios
-from training import FEW, FULL, SEEDS, cell, data_at
+from training import FEW, FULL, LIGHT, SEEDS, cell, data_at
 
 from whatwhere.apps.memory import keep_freed_memory
 from whatwhere.datasets import open_dataset
 from whatwhere.inspection.patches import bank_of, decisions, field_of
-from whatwhere.training.fit import train
-from whatwhere.training.recipe import Recipe
+from whatwhere.training.bank import fit_bank, general_of, grids_of
+from whatwhere.training.data import split_data
+from whatwhere.training.filters import initialize_filters
+from whatwhere.training.fit import beginning, resolved, train
+from whatwhere.training.light import features_of, fit_last_layer
+from whatwhere.training.loop import Fitting, rates
+from whatwhere.training.objective import measured, prior_of
 
 HERE = Path(__file__).parent
 ROWS, TABLE = HERE / "dfl.csv", HERE / "dfl.md"
 KEPT = ("epoch 1", "epoch 3", "end")
-FIELDS = ["data", "what", "start", "seed", *KEPT, "machine"]
-STREAMS = {"P": [0, 1, 0], "G + P": [1, 1, 0], "G + P + side": [1, 1, 0.1]}
+FIELDS = ["data", "schedule", "what", "start", "seed", *KEPT, "machine"]
+STREAMS = {"P": (0, 1, 0), "G + P": (1, 1, 0), "G + P + side": (1, 1, 0.1)}
+TESTED = replace(LIGHT, validation="test", test="")
 RECIPES = {
-    "cub60": replace(FULL, size=(224, 224), epochs=8),
-    "pets37": FEW,
-    "grey": replace(FULL, size=(224, 224), epochs=8),
+    "cub60": replace(TESTED, head={"filters": 10}),
+    "pets37": replace(TESTED, head={"filters": 10}),
+    "grey": replace(TESTED, head={"filters": 10}, options={"in_chans": 1}),
 }
+FULLY = {"cub60": FULL, "pets37": FEW}
 MARKS = 6
 """Classes of the grey pictures."""
 
 
-def trainings(data: str) -> Iterator[tuple[str, str, Recipe]]:
-    """What is trained, how its filters begin, and the recipe."""
+def light(data: str, root: Path, runs: Path, missing: list[tuple[str, str, int]]) -> Iterator[dict[str, object]]:
+    """Rows of streams, starts and seeds, on grids that are computed once."""
+    splits = split_data(root, RECIPES[data])
+    assert splits.validation is not None
+    net = beginning(resolved(RECIPES[data]), splits)
+    file = runs / f"{data}.safetensors"
+    grids = grids_of(net, splits.train, runs / f"{data}-train", features=file)
+    features = features_of(general_of(net), splits.train, file)
+    targets, wanted = splits.train.targets(), splits.validation.targets()
+    tested = grids_of(net, splits.validation, runs / f"{data}-test", mirrored=False)
+    pooled = features_of(general_of(net), splits.validation, mirrored=False)[:, 0]
     for seed in SEEDS:
-        recipe = replace(RECIPES[data], seed=seed, validation="test", test="")
-        yield "G", "", replace(recipe, head={"pool": "mean"})
-        for what, weights in STREAMS.items():
-            bank = replace(recipe, head={"filters": 10, "weights": weights})
-            yield what, "patches", bank
-            yield what, "random", replace(bank, filter_start="random")
+        recipe = replace(RECIPES[data], seed=seed)
+        if not any(number == seed for _, _, number in missing):
+            continue
+        general = general_of(net)
+        fit_last_layer(general, features, targets, seed=seed)
+        with torch.no_grad():
+            said = general.network.head.linear(pooled[:, :, None, None]).flatten(1)  # type: ignore[operator,union-attr]
+        row: dict[str, object] = {"data": data, "schedule": "light", "seed": seed, "machine": machine()}
+        if ("G", "", seed) in missing:
+            whole = round(100 * measured(said, wanted), 2)
+            yield row | {"what": "G", "start": "", "end": whole}
+        for start in ("patches", "random"):
+            torch.manual_seed(seed)
+            begun = beginning(resolved(recipe), splits)
+            begun.network.general.load_state_dict(general.network.state_dict())  # type: ignore[union-attr]
+            if start == "patches":
+                initialize_filters(begun, splits.train, seed=seed, read=lambda index: grids.at(0, index))
+            for what, weights in STREAMS.items():
+                if (what, start, seed) not in missing:
+                    continue
+                one = deepcopy(begun)
+                one.network.weights = weights  # type: ignore[assignment]
+                rows = fit_bank(one, grids, targets, recipe, (replace(tested, general=said.clone()), wanted))
+                found = [rows[number]["validation"] for number in (0, 2, -1)]
+                kept = {name: round(100 * value, 2) for name, value in zip(KEPT, found, strict=True)}
+                yield row | {"what": what, "start": start} | kept
 
 
-def done(data: str, what: str, start: str, recipe: Recipe, root: Path, out: Path) -> dict[str, object]:
-    """Train, or go on; the row."""
-    train(root, out, recipe, resume=True)
-    with (out / "metrics.csv").open(newline="") as file:
-        said = [float(row["validation"]) for row in csv.DictReader(file) if row["phase"] == "full"]
-    found = dict(zip(KEPT, (said[0], said[2], said[-1]), strict=True))
-    row: dict[str, object] = {"data": data, "what": what, "start": start, "seed": recipe.seed}
-    return row | {name: round(100 * value, 2) for name, value in found.items()} | {"machine": machine()}
+def full(data: str, root: Path, runs: Path, missing: list[tuple[str, str, int]]) -> Iterator[dict[str, object]]:
+    """Rows of whole trainings, with the bank and without."""
+    for what, start, seed in missing:
+        head = {"pool": "mean"} if what == "G" else {"filters": 10}
+        recipe = replace(FULLY[data], seed=seed, validation="test", test="", head=head)
+        out = runs / f"{data}-{what}-{seed}".replace(" ", "")
+        train(root, out, recipe, resume=True)
+        with (out / "metrics.csv").open(newline="") as file:
+            said = [float(row["validation"]) for row in csv.DictReader(file) if row["phase"] == "full"]
+        kept = {name: round(100 * said[number], 2) for name, number in zip(KEPT, (0, 2, -1), strict=True)}
+        row = {"data": data, "schedule": "full", "what": what, "start": start, "seed": seed}
+        yield row | kept | {"machine": machine()}
 
 
 def grey(folder: Path, train: int = 20, test: int = 30) -> Path:
@@ -100,7 +142,7 @@ def on_the_animal(root: Path, runs: Path) -> None:
     """Shares of patches whose centre is on the animal's mask, of rightly classified images of pets37's test split."""
     folder, first, every = root / "pets37", [], []
     for seed in SEEDS:
-        recipe = replace(RECIPES["pets37"], seed=seed, head={"filters": 10})
+        recipe = replace(RECIPES["pets37"], seed=seed)
         net = train(folder, runs / f"pets37-patches-{seed}", recipe, resume=True)
         dataset = open_dataset(folder)
         field, index = field_of(net, bank_of(net).read, dataset), dataset.indices_in(net.labels)
@@ -126,11 +168,6 @@ def on_the_animal(root: Path, runs: Path) -> None:
 
 def step(root: Path) -> None:
     """A training step, forward, backward and update, with the bank and without, at the same input."""
-    from whatwhere.training.data import split_data
-    from whatwhere.training.fit import beginning, resolved
-    from whatwhere.training.loop import Fitting, rates
-    from whatwhere.training.objective import prior_of
-
     runs = {}
     for name, head in (("G", {"pool": "mean"}), ("G + P + side", {"filters": 10})):
         recipe = resolved(replace(FULL, head=head, frozen=0.0, ema=0.0))
@@ -162,29 +199,27 @@ def rows() -> list[dict[str, str]]:
 
 def table() -> str:
     """Means and standard deviations over seeds."""
-    several: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    several: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows():
-        several.setdefault((row["data"], row["what"], row["start"]), []).append(row)
+        several.setdefault(tuple(row[name] for name in ("data", "schedule", "what", "start")), []).append(row)
     text = [
         "Top-1 on the test split in per cent, means and standard deviations over seeds (`python benchmarks/dfl.py`).",
         "",
-        f"| data | streams | filters begin as | seeds | {' | '.join(KEPT)} |",
-        "|---" * (4 + len(KEPT)) + "|",
+        f"| data | trained | streams | filters begin as | seeds | {' | '.join(KEPT)} |",
+        "|---" * (5 + len(KEPT)) + "|",
     ]
-    for (data, what, start), same in several.items():
-        cells = [cell([float(row[name]) for row in same]) for name in KEPT]
-        text.append(f"| {data} | {what} | {start} | {len(same)} | {' | '.join(cells)} |")
+    for (data, schedule, what, start), same in several.items():
+        cells = [cell([float(row[name]) for row in same]) if same[0][name] else "" for name in KEPT]
+        text.append(f"| {data} | {schedule} | {what} | {start} | {len(same)} | {' | '.join(cells)} |")
     return "\n".join([*text, "", f"Machine: {', '.join(sorted({row['machine'] for row in rows()}))}", ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["streams", "grey", "patches", "step", "table"])
+    parser.add_argument("study", choices=["light", "full", "grey", "patches", "step", "table"])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument(
-        "--only", nargs="*", default=[], help="words that a run's data, streams, start or seed is among"
-    )
+    parser.add_argument("--only", nargs="*", default=[], help="words that a row's data, streams or seed is among")
     options = parser.parse_args()
     torch.set_num_threads(2)
     keep_freed_memory()
@@ -192,15 +227,26 @@ def main() -> None:
     if options.study in {"step", "patches"}:
         step(options.data) if options.study == "step" else on_the_animal(options.data, options.runs)
         return
-    known = {(row["data"], row["what"], row["start"], row["seed"]) for row in rows()}
-    for data in {"streams": ("cub60", "pets37"), "grey": ("grey",), "table": ()}[options.study]:
+    known = {tuple(row[name] for name in ("data", "schedule", "what", "start", "seed")) for row in rows()}
+    schedule = "full" if options.study == "full" else "light"
+    starts = ("patches", "random") if schedule == "light" else ("patches",)
+    several = [("G", ""), *((what, start) for start in starts for what in STREAMS)]
+    if schedule == "full":
+        several = [("G", ""), ("G + P + side", "patches")]
+    for data in {"light": ("cub60", "pets37"), "full": ("cub60", "pets37"), "grey": ("grey",), "table": ()}[
+        options.study
+    ]:
         root = grey(options.runs / "data-grey") if data == "grey" else data_at(data, options.data, options.runs)
-        for what, start, recipe in trainings(data):
-            key = (data, what, start, str(recipe.seed))
-            if key in known or not all(word in key for word in options.only):
-                continue
-            out = options.runs / f"{data}-{what}-{start}-{recipe.seed}".replace(" ", "")
-            row = done(data, what, start, recipe, root, out)
+        missing = [
+            (what, start, seed)
+            for seed in SEEDS
+            for what, start in several
+            if (data, schedule, what, start, str(seed)) not in known
+            and all(word in (data, what, str(seed)) for word in options.only)
+        ]
+        if not missing:
+            continue
+        for row in (full if schedule == "full" else light)(data, root, options.runs, missing):
             with ROWS.open("a", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
                 if file.tell() == 0:

@@ -223,6 +223,15 @@ def test_published_shapes_and_counts(name, tap, channels, grid, size, stride, ow
     assert (field.size, field.stride) == ((size, size), (stride, stride))
 
 
+def test_where_a_stage_is_narrow_filters_read_the_next_wide_block():
+    network, _ = build("efficientnet-lite0", pretrained=False, num_classes=3, head={"filters": 2})
+    # blocks.4, the last of stride 16, has 112 channels
+    assert network.read == "general.backbone.network.blocks.5"
+    assert network.bank.in_channels == 192
+    slim, _ = build("efficientnet-lite0", pretrained=False, num_classes=3, head={"filters": 2, "tap": "blocks.4"})
+    assert slim.bank.in_channels == 112
+
+
 def formula(layers: list[tuple[int, int, int]]) -> tuple[float, int, float]:
     """Size, stride and start behind kernels, strides and paddings, one after another (Araujo et al. 2019)."""
     size, jump, start = 1, 1, 0.0

@@ -17,9 +17,10 @@ from whatwhere.training.aids.adl import AttentionBasedDropout
 from whatwhere.training.aids.cutmix import CutMix
 from whatwhere.training.aids.has import HideAndSeek
 from whatwhere.training.aids.spg import taught_by
-from whatwhere.training.loop import Fitting, factor_at, head_parameters, parts_of, rates
+from whatwhere.training.loop import Fitting, head_parameters, parts_of, rates
 from whatwhere.training.objective import loss_of
 from whatwhere.training.recipe import Recipe
+from whatwhere.training.schedule import factor_at
 
 SIZE = (48, 64)
 TARGETS = torch.eye(3)[[0, 2]]

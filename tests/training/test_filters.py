@@ -11,16 +11,18 @@ from torch import nn
 
 import whatwhere
 from whatwhere.classifiers.around import around
-from whatwhere.classifiers.dfl import DflNet
+from whatwhere.classifiers.dfl import DflNet, resized
 from whatwhere.classifiers.heads import Head, Headed
 from whatwhere.classifiers.zoo import build
 from whatwhere.errors import DataError, InputError, UnsupportedError
 from whatwhere.images import Preprocess
+from whatwhere.training.bank import fit_bank, general_of, grids_of
 from whatwhere.training.data import Pictures, looks, split_data
 from whatwhere.training.filters import centres_of, initialize_filters, peaks_of
 from whatwhere.training.fit import beginning, resolved, train
+from whatwhere.training.light import features_of
 from whatwhere.training.loop import Fitting, rates
-from whatwhere.training.objective import loss_of
+from whatwhere.training.objective import loss_of, measured
 from whatwhere.training.recipe import Recipe
 
 SIZE = (48, 64)
@@ -263,9 +265,75 @@ def test_a_bank_s_loss_is_its_own(figures, tmp_path):
     assert not any(len(module._forward_hooks) for module in net.network.modules())
 
 
-def test_light_mode_has_no_bank(figures, tmp_path):
-    with pytest.raises(InputError, match="full mode"):
-        train(figures, tmp_path / "run", Recipe(head={"filters": 2}))
-    train(figures, tmp_path / "bank", replace(BANK, epochs=1))
-    with pytest.raises(InputError, match="full mode"):
-        train(figures, tmp_path / "run", Recipe(model=str(tmp_path / "bank")))
+LIGHT = replace(BANK, mode="light", epochs=6, lr=5e-3, validation=0.3)
+
+
+def test_grids_are_what_the_filters_read(figures, tmp_path):
+    net, pictures = banked(), split_data(figures, Recipe(validation=0.0)).train
+    net.network.scales = (1.0, 1.5)
+    grids = grids_of(net, pictures, tmp_path / "grids", batch=5, features=tmp_path / "features.safetensors")
+    images = torch.cat(list(looks(pictures, net.preprocess, 8)))
+    with torch.no_grad():
+        logits, plain = net.network.tapped(images)
+        other, larger = net.network.tapped(resized(images.flip(-1), 1.5))
+        also, _ = net.network.tapped(resized(images, 1.5))
+    few = [2, 0, 7]
+    torch.testing.assert_close(grids.at(0, few), plain[few], rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(grids.at(1, few, [1, 1, 1]), larger[few], rtol=2e-3, atol=1e-4)
+    assert not torch.equal(other, also)
+    torch.testing.assert_close(grids.general, (logits + also) / 2, rtol=1e-4, atol=1e-5)
+    # what the last layer reads is what light mode would have computed for itself
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whatwhere.training.light._looked", None)
+        kept = features_of(general_of(net), pictures, tmp_path / "features.safetensors")
+    torch.testing.assert_close(kept, features_of(general_of(net), pictures), rtol=1e-4, atol=1e-5)
+
+
+def test_light_mode_trains_a_bank_and_leaves_the_backbone(figures, tmp_path):
+    net = train(figures, tmp_path / "run", LIGHT)
+    begun = beginning(resolved(LIGHT), split_data(figures, LIGHT))
+    for one, other in zip(net.network.backbone.parameters(), begun.network.backbone.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["phase"] for row in rows] == ["light", *["bank"] * 6]
+    # what validation says is what the network says of these pictures, but for half precision
+    held = split_data(figures, LIGHT).validation
+    logits = torch.cat([net.logits(x) for x in looks(held, net.preprocess, 8)])
+    assert float(rows[-1]["validation"]) == pytest.approx(measured(logits, held.targets()), abs=1 / len(held) + 1e-6)
+    # the same seed gives the same bits, and one that was cut off ends as it would have
+    from whatwhere.training import fit
+
+    def cut(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whatwhere.training.fit.fit_bank", cut)
+        with pytest.raises(KeyboardInterrupt):
+            fit.train(figures, tmp_path / "cut", LIGHT)
+    again = train(figures, tmp_path / "cut", resume=True)
+    for key, tensor in net.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[key]), key
+
+
+def test_a_bank_learns_what_its_loss_asks(coloured, tmp_path):
+    recipe = Recipe(epochs=30, batch=4, lr=0.02, ema=0.0, smoothing=0.0, weight_decay=0.0)
+    net = colour_net()
+    net.network.weights = (0.0, 1.0, 0.0)
+    grids, targets = grids_of(net, coloured, tmp_path), coloured.targets()
+
+    @torch.no_grad()
+    def lost():
+        strongest = net.network.bank(grids.at(0, slice(None))).amax((2, 3))
+        return float(loss_of(net.network.patches(strongest), targets))
+
+    before, general = lost(), net.network.general.head.linear.weight.clone()
+    rows = fit_bank(net, grids, targets, recipe, (grids, targets))
+    assert lost() < 0.1 * before
+    assert rows[-1] == {"phase": "bank", "epoch": 29, "validation": 1.0}
+    assert torch.equal(net.network.general.head.linear.weight, general)
+    # without a rate nothing moves, and an average of what does not move is that
+    still = {key: tensor.clone() for key, tensor in net.network.state_dict().items()}
+    fit_bank(net, grids, targets, replace(recipe, lr=0.0, ema=0.9))
+    for key, tensor in net.network.state_dict().items():
+        torch.testing.assert_close(tensor, still[key], msg=key)

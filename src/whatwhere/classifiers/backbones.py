@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Conv2dSame  # type: ignore[attr-defined]
@@ -121,7 +121,7 @@ def headed(network: nn.Module, image: Images, classes: int, **head: Any) -> Head
         inner = dict(general.backbone.network.named_modules())  # type: ignore[union-attr]
         if tap is not None and tap not in inner:
             raise InputError(f"tap: the network has no layer {tap!r}; nearest: {nearest(str(tap), inner)}")
-        read = f"network.{tap}" if tap else last_but_one(general.backbone, image)
+        read = f"network.{tap}" if tap else tap_of(general.backbone, image)
         return DflNet(general, f"backbone.{read}", image, **bank)
     backbone, channels = backbone_of(network, image)
     if isinstance(backbone, Grid) and hasattr(network, "reset_classifier"):
@@ -182,11 +182,51 @@ def probe(channels: int, size: Extent, like: Tensor | None = None) -> Images:
     return noise.to(like) if like.is_floating_point() else noise.to(like.device)
 
 
-def stages_of(backbone: nn.Module, image: Images) -> list[str]:
-    """The last block before each step of the grid, and the last of all, shallow to deep, as in ``named_modules()``.
+class Block(NamedTuple):
+    """What the whole signal passes: a layer of the trunk."""
 
-    Blocks are what the whole signal passes: the layers of the trunk, and where a row of several of them makes more
-    than one step, those in the row.
+    name: str
+    channels: int
+    grid: Size
+
+
+def trunk_of(backbone: nn.Module, image: Images) -> list[Block]:
+    """The blocks of a backbone that give grids, shallow to deep, by their names as in ``named_modules()``.
+
+    Where a row of several blocks makes more than one step of the grid, those in the row.
+
+    Args:
+        backbone: images -> features (b c y x).
+        image: (1 d h w).
+    """
+    grids: dict[nn.Module, list[tuple[int, Size]]] = {}
+    ratio = image.shape[3] / image.shape[2]
+
+    def note(module: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
+            channels, y, x = output.shape[1:]
+            if abs(x - ratio * y) <= max(1.0, ratio):
+                grids.setdefault(module, []).append((channels, (y, x)))
+
+    with ExitStack() as hooks, undisturbed(backbone), torch.no_grad():
+        for module in backbone.modules():  # before the hook that stops, where there is one
+            hooks.enter_context(module.register_forward_hook(note, prepend=True))
+        backbone(image)
+
+    def blocks(parent: nn.Module, name: str) -> Iterator[Block]:
+        children = [(f"{name}.{key}" if name else key, child) for key, child in parent.named_children()]
+        for path, child in children:
+            sizes = {size for inner in child.modules() for _, size in grids.get(inner, ())}
+            if len(grids.get(child, ())) == 1 and (len(sizes) <= 2 or not isinstance(child, nn.Sequential)):
+                yield Block(path, *grids[child][0])
+            elif len(sizes) > 1:
+                yield from blocks(child, path)
+
+    return list(blocks(backbone, ""))
+
+
+def stages_of(backbone: nn.Module, image: Images) -> list[str]:
+    """The last block before each step of the grid, and the last of all, shallow to deep.
 
     Args:
         backbone: images -> features (b c y x).
@@ -195,51 +235,32 @@ def stages_of(backbone: nn.Module, image: Images) -> list[str]:
     Raises:
         UnsupportedError: it has no blocks that give grids of two sizes.
     """
-    grids: dict[nn.Module, list[Size]] = {}
-    ratio = image.shape[3] / image.shape[2]
-
-    def note(module: nn.Module, given: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
-            y, x = output.shape[2:]
-            if abs(x - ratio * y) <= max(1.0, ratio):
-                grids.setdefault(module, []).append((y, x))
-
-    with ExitStack() as hooks, undisturbed(backbone), torch.no_grad():
-        for module in backbone.modules():  # before the hook that stops, where there is one
-            hooks.enter_context(module.register_forward_hook(note, prepend=True))
-        backbone(image)
-
-    def blocks(parent: nn.Module, name: str) -> Iterator[tuple[str, Size]]:
-        children = [(f"{name}.{key}" if name else key, child) for key, child in parent.named_children()]
-        for path, child in children:
-            sizes = {size for inner in child.modules() for size in grids.get(inner, ())}
-            if len(grids.get(child, ())) == 1 and (len(sizes) <= 2 or not isinstance(child, nn.Sequential)):
-                yield path, grids[child][0]
-            elif len(sizes) > 1:
-                yield from blocks(child, path)
-
-    last: dict[Size, str] = {}
-    for path, size in blocks(backbone, ""):
-        last[size] = path
+    last = {block.grid: block.name for block in trunk_of(backbone, image)}
     if len(last) < 2:
         raise UnsupportedError("the network has no blocks that give grids of two sizes; give the aid its layers")
     return list(last.values())
 
 
-def last_but_one(backbone: nn.Module, image: Images) -> str:
-    """The last block of the last stage but one: conv4_3 of VGG, the third stage of a ResNet.
+NARROW = 128
+"""Channels below which a block has too few for filters to tell patches of many classes apart."""
+
+
+def tap_of(backbone: nn.Module, image: Images) -> str:
+    """Where filters read: the last block of the last stage but one, conv4_3 of VGG or the third stage of a ResNet.
+
+    Where that is narrow, as in networks of inverted residuals, the next block that is not.
 
     Raises:
         UnsupportedError: there is none.
     """
     pools = nn.MaxPool2d | nn.AvgPool2d
-    try:
-        stages = stages_of(backbone, image)
-        return [name for name in stages if not isinstance(backbone.get_submodule(name), pools)][-2]
-    except (UnsupportedError, IndexError):
-        raise UnsupportedError(
-            "the network has no grids of two sizes; say with tap which layer filters read"
-        ) from None
+    trunk = [one for one in trunk_of(backbone, image) if not isinstance(backbone.get_submodule(one.name), pools)]
+    last = {block.grid: number for number, block in enumerate(trunk)}
+    if len(last) < 2:
+        raise UnsupportedError("the network has no grids of two sizes; say with tap which layer filters read")
+    chosen = list(last.values())[-2]
+    wide = [block.name for block in trunk[chosen:] if block.channels >= NARROW]
+    return wide[0] if wide else trunk[chosen].name
 
 
 def dilate(backbone: nn.Module, image: Images, stride: int) -> None:

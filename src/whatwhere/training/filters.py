@@ -5,7 +5,7 @@ neighbourhood is a peak; features at the peaks of a class's images fall into gro
 Here they are measured from the mean of all peaks, since what all patches have in common tells no class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from whatwhere.errors import DataError, UnsupportedError
 from whatwhere.maps.clustercam import kmeans
 from whatwhere.training.data import Pictures, looks, seed_of
 from whatwhere.training.light import in_smaller_batches
+from whatwhere.types import Features
 
 FILTERS = "filters.safetensors"
 PEAKS = 16
@@ -41,6 +42,7 @@ def initialize_filters(
     unit: bool = False,
     seed: int = 0,
     batch: int = 16,
+    read: Callable[[int], Features] | None = None,
     seen: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Give a network's filter bank the patches of each class to begin with, in place.
@@ -55,6 +57,7 @@ def initialize_filters(
         unit: peaks are compared by direction, however far from the mean they are.
         seed: of the groups, and of the images that are left out where a class has many.
         batch: images that go through at once; where memory does not suffice, half of them.
+        read: what the filters read of the picture of an index (c y x), where that is known.
         seen: called with how many pictures of how many have been looked at.
 
     Raises:
@@ -69,12 +72,40 @@ def initialize_filters(
         return
     k, channels = len(pictures.classes), network.bank.in_channels
     peaks = min(KEPT_PEAKS, KEPT_VALUES // (k * channels))
-    chosen = pictures.part(_few(pictures, max(1, peaks // PEAKS), seed))
-    found = in_smaller_batches(lambda at_once: _peaks(net, network, chosen, at_once, seen), batch)
+    few = _few(pictures, max(1, peaks // PEAKS), seed)
+    chosen = pictures.part(few)
+    if read is None:
+        found = in_smaller_batches(lambda at_once: _peaks(net, network, chosen, at_once, seen), batch)
+    else:
+        found = [peaks_of(read(index)) for index in few]
+    begin_filters(network, found, [sample.labels for sample in chosen.samples], unit=unit, seed=seed)
+    if file is not None:
+        own_names = ("bank.", "patches.")
+        write_weights(file, {key: t for key, t in network.state_dict().items() if key.startswith(own_names)})
+
+
+def begin_filters(
+    network: DflNet,
+    found: Sequence[Float[Tensor, "_ c"]],
+    labels: Sequence[Sequence[int]],
+    *,
+    unit: bool = False,
+    seed: int = 0,
+) -> None:
+    """The same of peaks that have been found.
+
+    Args:
+        network: with the filters.
+        found: of each picture, the features at its peaks.
+        labels: of each picture, the classes that it shows; each class is shown by one at least.
+        unit: as of ``initialize_filters``.
+        seed: of the groups.
+    """
+    k = network.patches.out_features
     middle = torch.stack([vectors.mean(0) for vectors in found]).mean(0)
     filters = []
     for label in range(k):
-        own = [vectors for vectors, sample in zip(found, chosen.samples, strict=True) if label in sample.labels]
+        own = [vectors for vectors, shown in zip(found, labels, strict=True) if label in shown]
         points = torch.cat(own) - middle
         points = functional.normalize(points, dim=1) if unit else points
         filters.append(centres_of(points, network.filters, seed_of(seed, label)))
@@ -90,9 +121,6 @@ def initialize_filters(
         network.bank.bias.copy_(-mean / scale)
         network.patches.weight.copy_(torch.eye(k).repeat_interleave(network.filters, 1) / network.filters)
         network.patches.bias.zero_()
-    if file is not None:
-        own_names = ("bank.", "patches.")
-        write_weights(file, {key: t for key, t in network.state_dict().items() if key.startswith(own_names)})
 
 
 def _peaks(

@@ -3,7 +3,6 @@
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from whatwhere.files import held
 from whatwhere.images import printable
 from whatwhere.reports.evaluation import write_evaluation
 from whatwhere.training.aids import AIDS
+from whatwhere.training.bank import Grids, fit_bank, general_of, grids_of
 from whatwhere.training.data import MANY, Splits, drawing, looks, split_data
 from whatwhere.training.filters import FILTERS, initialize_filters
 from whatwhere.training.folder import (
@@ -141,9 +141,12 @@ def _train(out: Path, task: Task, strict: bool, how: Mapping[str, Any], watch: W
     rows: list[dict[str, Any]] = []
     with settings_blamed(f"device {how['accelerator']}"):
         net.network.to(_device(str(how["accelerator"])))
-    _begin_filters(net, recipe, splits, state, watch)
-    if recipe.mode == "light" or recipe.light_start:
-        rows.append(_light(net, recipe, splits, state, watch))
+    if recipe.mode == "light" and isinstance(net.network, DflNet):
+        rows += _light_bank(net, recipe, splits, state, watch)
+    else:
+        _begin_filters(net, recipe, splits, state, watch)
+        if recipe.mode == "light" or recipe.light_start:
+            rows.append(_light(net, recipe, splits, state, watch))
     net.network.to("cpu")
     if recipe.mode == "full":
         rows += fit_network(net, recipe, splits, out, rows, how, watch)
@@ -214,8 +217,6 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
         else:
             name, options = recipe.model, options | head
             network, preprocess = build(name, pretrained=recipe.pretrained, num_classes=k, **options)
-    if isinstance(network, DflNet) and recipe.mode == "light":
-        raise InputError("a filter bank learns in full mode; light mode trains a last layer alone")
     if isinstance(network, DflNet) and losses:
         raise InputError(f"a filter bank has a loss of its own, and so has {losses[0]}; choose one")
     if recipe.size is not None:
@@ -242,7 +243,9 @@ def _deciding_of(network: nn.Module) -> Iterator[Tensor]:
         yield from part.state_dict(keep_vars=True).values()
 
 
-def _begin_filters(net: Classifier, recipe: Recipe, splits: Splits, state: Path, watch: Watch) -> None:
+def _begin_filters(
+    net: Classifier, recipe: Recipe, splits: Splits, state: Path, watch: Watch, grids: Grids | None = None
+) -> None:
     """Give a filter bank something to begin with, but where it has learned already."""
     folder = Path(recipe.model)
     if recipe.filter_start == "random" or not isinstance(net.network, DflNet):
@@ -258,17 +261,40 @@ def _begin_filters(net: Classifier, recipe: Recipe, splits: Splits, state: Path,
         state / FILTERS,
         unit=recipe.filter_start == "directions",
         seed=recipe.seed,
+        read=None if grids is None else lambda index: grids.at(0, [index])[0],
         seen=lambda n, of: watch("finding patches to begin with", n, of),
+    )
+
+
+def _light_bank(net: Classifier, recipe: Recipe, splits: Splits, state: Path, watch: Watch) -> list[dict[str, Any]]:
+    """Fit the last layer of G, and the filter bank beside it; rows of metrics."""
+    grids = grids_of(
+        net,
+        splits.train,
+        state / "train",
+        mirrored=recipe.flip,
+        features=state / FEATURES,
+        seen=lambda n, of: watch("computing grids", n, of),
+    )
+    _begin_filters(net, recipe, splits, state, watch, grids)
+    rows = [_light(net, recipe, splits, state, watch)]
+    held = None
+    if splits.validation is not None:
+        seen = grids_of(net, splits.validation, state / "validation", mirrored=False)
+        held = (seen, splits.validation.targets())
+    return rows + fit_bank(
+        net,
+        grids,
+        splits.train.targets(),
+        recipe,
+        held,
+        seen=lambda n, of: watch("training the filter bank", n, of),
     )
 
 
 def _light(net: Classifier, recipe: Recipe, splits: Splits, state: Path, watch: Watch) -> dict[str, Any]:
     """Fit the last layer; a row of metrics."""
-    fitted = net
-    if isinstance(net.network, DflNet):  # of the stream that sees the whole
-        general: nn.Module = net.network.general
-        fitted = copy(net)
-        fitted.network = general
+    fitted = general_of(net) if isinstance(net.network, DflNet) else net
     features = features_of(
         fitted,
         splits.train,

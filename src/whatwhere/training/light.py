@@ -75,7 +75,7 @@ def features_of(
     Raises:
         UnsupportedError: the logits are not what the deciding part gives.
     """
-    key = _key(net, pictures, mirrored)
+    key = key_of(net, pictures, mirrored)
     if file is not None and file.exists():
         try:
             with safe_open(file, "pt") as stored:
@@ -87,8 +87,13 @@ def features_of(
             pass  # half of a file from elsewhere; it is made anew
     features = in_smaller_batches(lambda at_once: _looked(net, pictures, at_once, mirrored, seen), batch)
     if file is not None:
-        write_weights(file, {"features": features}, {"key": key})
+        keep_features(features, file, key)
     return features
+
+
+def keep_features(features: Float[Tensor, "n v ..."], file: Path, key: str) -> None:
+    """Write them down for ``features_of``, which takes them if the key is ``key_of`` what it is asked for."""
+    write_weights(file, {"features": features}, {"key": key})
 
 
 def _looked(
@@ -118,6 +123,11 @@ def _looked(
             done += len(images)
             seen(done, len(pictures))
     features = torch.cat(found)
+    return as_read(part, features)
+
+
+def as_read(part: nn.Module, features: Float[Tensor, "n v ..."]) -> Float[Tensor, "n v ..."]:
+    """What goes into a deciding part, (n v c) where it is a linear layer."""
     return features.flatten(2) if isinstance(part, nn.Linear | nn.Conv2d) else features
 
 
@@ -137,7 +147,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _key(net: Classifier, pictures: Pictures, mirrored: bool) -> str:
+def key_of(net: Classifier, pictures: Pictures, mirrored: bool) -> str:
     """Changes with all that features depend on."""
     own = {id(tensor) for tensor in deciding(net.network).state_dict(keep_vars=True).values()}
     digest = hashlib.sha256(json.dumps([asdict(net.preprocess), mirrored]).encode())

@@ -1,6 +1,5 @@
 """All of a network trained on what it is shown: the step and the rates. Lightning carries the loop."""
 
-import math
 from collections.abc import Sequence
 from copy import deepcopy
 from itertools import pairwise
@@ -23,6 +22,7 @@ from whatwhere.training.data import seed_of
 from whatwhere.training.light import deciding
 from whatwhere.training.objective import dense_loss, loss_of
 from whatwhere.training.recipe import Recipe
+from whatwhere.training.schedule import factor_at, follow
 
 BLOCKS = 12
 """Parts of a backbone, of about as many layers each, from one to the next of which the rate changes."""
@@ -121,16 +121,7 @@ class Fitting(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.moving is None:
             return
-        done = self.global_step  # early on it is the plain mean, so that it does not stay where it began
-        keep = min(self.recipe.ema, done / (done + 10))
-        with torch.no_grad():
-            for mine, theirs in zip(
-                self.average.state_dict().values(), self.network.state_dict().values(), strict=True
-            ):
-                if mine.is_floating_point():
-                    mine.lerp_(theirs.to(mine), 1 - keep)
-                else:
-                    mine.copy_(theirs)
+        follow(self.average, self.network, self.global_step, self.recipe.ema)
 
     def validation_step(self, batch: Sequence[Tensor], number: int) -> None:
         """What the average says."""
@@ -152,13 +143,6 @@ class Fitting(pl.LightningModule):
         rise = min(total - 1, round(self.recipe.warmup * total / self.recipe.epochs))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor_at(step, rise, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def factor_at(step: int, rise: int, total: int) -> float:
-    """Of the highest rate: up along a line in ``rise`` steps, down along a half cosine (Loshchilov & Hutter 2017)."""
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:
