@@ -225,9 +225,9 @@ def test_published_shapes_and_counts(name, tap, channels, grid, size, stride, ow
 
 def test_where_a_stage_is_narrow_filters_read_the_next_wide_block():
     network, _ = build("efficientnet-lite0", pretrained=False, num_classes=3, head={"filters": 2})
-    # blocks.4, the last of stride 16, has 112 channels
-    assert network.read == "general.backbone.network.blocks.5"
-    assert network.bank.in_channels == 192
+    # blocks.4, the last of stride 16, has 112 channels, blocks.5 192
+    assert network.read == "general.backbone.network.blocks.6"
+    assert network.bank.in_channels == 320
     slim, _ = build("efficientnet-lite0", pretrained=False, num_classes=3, head={"filters": 2, "tap": "blocks.4"})
     assert slim.bank.in_channels == 112
 

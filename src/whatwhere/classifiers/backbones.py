@@ -241,7 +241,7 @@ def stages_of(backbone: nn.Module, image: Images) -> list[str]:
     return list(last.values())
 
 
-NARROW = 128
+NARROW = 256
 """Channels below which a block has too few for filters to tell patches of many classes apart."""
 
 
