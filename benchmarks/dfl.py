@@ -16,6 +16,7 @@ import csv
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def light(data: str, root: Path, runs: Path, missing: set[tuple[str, str, str, i
                 begun = beginning(replace(recipe, seed=seed), splits)
                 begun.network.general.load_state_dict(general.network.state_dict())  # type: ignore[union-attr]
                 if start == "patches":
-                    initialize_filters(begun, splits.train, seed=seed, read=lambda index: grids.at(0, index))
+                    initialize_filters(begun, splits.train, seed=seed, read=partial(grids.at, 0))
                 for what, weights in STREAMS.items():
                     if (what, start) not in chosen:
                         continue
