@@ -214,7 +214,9 @@ def table() -> str:
         f"| data | trained | streams | filters read | begin as | seeds | {' | '.join(KEPT)} |",
         "|---" * (6 + len(KEPT)) + "|",
     ]
-    for (data, schedule, what, tap, start), same in several.items():
+    order = sorted(several, key=lambda one: (list(TAPS).index(one[0]), one[1] == "full", one[3], one[4]))
+    for data, schedule, what, tap, start in order:
+        same = several[data, schedule, what, tap, start]
         cells = [cell([float(row[name]) for row in same]) if same[0][name] else "" for name in KEPT]
         text.append(f"| {data} | {schedule} | {what} | {tap} | {start} | {len(same)} | {' | '.join(cells)} |")
     return "\n".join([*text, "", f"Machine: {', '.join(sorted({row['machine'] for row in rows()}))}", ""])
