@@ -337,3 +337,6 @@ def test_a_bank_learns_what_its_loss_asks(coloured, tmp_path):
     fit_bank(net, grids, targets, replace(recipe, lr=0.0, ema=0.9))
     for key, tensor in net.network.state_dict().items():
         torch.testing.assert_close(tensor, still[key], msg=key)
+    # nor where it has no say
+    net.network.weights = (1.0, 0.0, 0.0)
+    assert fit_bank(net, grids, targets, recipe) == []

@@ -143,6 +143,8 @@ def fit_bank(
     average = deepcopy(bank)
     prior = (prior_of(targets, net.activation) * recipe.adjustment).to(net.device)
     rate, rows = recipe.lr * recipe.filter_lr, list[dict[str, Any]]()
+    if not any(bank.weights):  # it has no say, and no loss
+        return rows
     weights = [p for p in bank.parameters() if p.ndim > 1]
     vectors = [p for p in bank.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": vectors, "weight_decay": 0.0}]
