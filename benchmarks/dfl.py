@@ -28,7 +28,7 @@ from training import FEW, FULL, LIGHT, SEEDS, cell, data_at
 from whatwhere.apps.memory import keep_freed_memory
 from whatwhere.datasets import open_dataset
 from whatwhere.inspection.patches import bank_of, decisions, field_of
-from whatwhere.training.bank import fit_bank, general_of, grids_of
+from whatwhere.training.bank import Grids, fit_bank, general_of, grids_of
 from whatwhere.training.data import split_data
 from whatwhere.training.filters import initialize_filters
 from whatwhere.training.fit import beginning, resolved, train
@@ -42,12 +42,10 @@ KEPT = ("epoch 1", "epoch 3", "end")
 FIELDS = ["data", "schedule", "tap", "what", "start", "seed", *KEPT, "machine"]
 STREAMS = {"P": (0, 1, 0), "G + P": (1, 1, 0), "G + P + side": (1, 1, 0.1)}
 TAPS = {"cub60": ("blocks.6", "blocks.5"), "pets37": ("blocks.6", "blocks.5"), "grey": ("blocks.6",)}
-"""Layers that the filters read: the default, and the block before it. On held-out parts of the training splits the
-second was better for cub60, the first for pets37."""
+"""Layers that the filters read: the default, and the block before it."""
 TESTED = replace(LIGHT, validation="test", test="", head={"filters": 10})
 RECIPES = {"cub60": TESTED, "pets37": TESTED, "grey": replace(TESTED, options={"in_chans": 1})}
 FULLY = {"cub60": FULL, "pets37": FEW}
-FULLY_AT = {"cub60": "blocks.5", "pets37": "blocks.6"}
 MARKS = 6
 """Classes of the grey pictures."""
 
@@ -84,17 +82,21 @@ def light(data: str, root: Path, runs: Path, missing: set[tuple[str, str, str, i
                 begun = beginning(replace(recipe, seed=seed), splits)
                 begun.network.general.load_state_dict(general.network.state_dict())  # type: ignore[union-attr]
                 if start == "patches":
-                    initialize_filters(begun, splits.train, seed=seed, read=partial(grids.at, 0))
+                    initialize_filters(begun, splits.train, seed=seed, read=partial(_picture, grids))
                 for what, weights in STREAMS.items():
                     if (what, start) not in chosen:
                         continue
                     one = deepcopy(begun)
                     one.network.weights = weights  # type: ignore[assignment]
-                    held = (replace(tested, general=said.clone()), wanted)
+                    held = (replace(tested, general=said), wanted)
                     rows = fit_bank(one, grids, targets, replace(recipe, seed=seed), held)
                     found = [rows[number]["validation"] for number in (0, 2, -1)]
                     kept = {name: round(100 * value, 2) for name, value in zip(KEPT, found, strict=True)}
                     yield row | {"tap": tap, "what": what, "start": start} | kept
+
+
+def _picture(grids: Grids, index: int) -> torch.Tensor:
+    return grids.at(0, [index])[0]
 
 
 def full(data: str, root: Path, runs: Path, missing: set[tuple[str, str, str, int]]) -> Iterator[dict[str, object]]:
@@ -227,7 +229,7 @@ def main() -> None:
     parser.add_argument("study", choices=["light", "full", "grey", "patches", "step", "table"])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", default=[], help="words that a row's data, streams or seed is among")
+    parser.add_argument("--only", nargs="*", default=[], help="data, tap, streams, start or seed")
     options = parser.parse_args()
     torch.set_num_threads(2)
     keep_freed_memory()
@@ -241,7 +243,7 @@ def main() -> None:
         root = grey(options.runs / "data-grey") if data == "grey" else data_at(data, options.data, options.runs)
         several = [("", "G", "")]
         if schedule == "full":
-            several.append((FULLY_AT[data], "G + P + side", "patches"))
+            several.append((TAPS[data][0], "G + P + side", "patches"))
         else:
             several += [
                 (tap, what, start) for tap in TAPS[data] for what in STREAMS for start in ("patches", "random")

@@ -14,9 +14,9 @@ from whatwhere.classifiers.around import around
 from whatwhere.classifiers.dfl import DflNet, resized
 from whatwhere.classifiers.heads import Head, Headed
 from whatwhere.classifiers.zoo import build
-from whatwhere.errors import DataError, InputError, UnsupportedError
+from whatwhere.errors import DataError, InputError, TrainingError, UnsupportedError
 from whatwhere.images import Preprocess
-from whatwhere.training.bank import fit_bank, general_of, grids_of
+from whatwhere.training.bank import Bank, fit_bank, general_of, grids_of
 from whatwhere.training.data import Pictures, looks, split_data
 from whatwhere.training.filters import centres_of, initialize_filters, peaks_of
 from whatwhere.training.fit import beginning, resolved, train
@@ -328,9 +328,10 @@ def test_a_bank_learns_what_its_loss_asks(coloured, tmp_path):
         return float(loss_of(net.network.patches(strongest), targets))
 
     before, general = lost(), net.network.general.head.linear.weight.clone()
-    rows = fit_bank(net, grids, targets, recipe, (grids, targets))
+    rows = fit_bank(net, grids, targets, recipe)
     assert lost() < 0.1 * before
-    assert rows[-1] == {"phase": "bank", "epoch": 29, "validation": 1.0}
+    assert rows[-1] == {"phase": "bank", "epoch": 29}
+    assert measured(Bank(net.network).said(grids, 0.0), targets) == 1
     assert torch.equal(net.network.general.head.linear.weight, general)
     # without a rate nothing moves, and an average of what does not move is that
     still = {key: tensor.clone() for key, tensor in net.network.state_dict().items()}
@@ -340,3 +341,51 @@ def test_a_bank_learns_what_its_loss_asks(coloured, tmp_path):
     # nor where it has no say
     net.network.weights = (1.0, 0.0, 0.0)
     assert fit_bank(net, grids, targets, recipe) == []
+    with pytest.raises(TrainingError, match="a smaller lr"):
+        fit_bank(colour_net(), grids, targets, replace(recipe, lr=1e30))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_alone_the_streams_have_the_losses_that_they_have_together(figures, tmp_path, activation):
+    pictures = split_data(figures, Recipe(validation=0.0)).train.part([0, 1, 2, 10, 11, 20])
+    net = banked()
+    net.activation, net.network.scales, net.network.weights = activation, (1.0, 1.5), (1.0, 0.7, 0.3)
+    recipe, targets = Recipe(smoothing=0.2, ema=0.0), pictures.targets()
+    if activation == "sigmoid":
+        targets[0, 1], targets[1] = 1, 0
+    prior = torch.tensor([0.5, -1.0, 2.0])
+    fitting = Fitting(net, recipe, prior)
+    images = torch.cat(list(looks(pictures, net.preprocess, 8))).flip(-1)  # the second view
+    net.network.eval()
+    with torch.no_grad():
+        whole = fitting.loss(images, targets)
+        general = torch.stack([net.network.general(x) for x in (images, resized(images, 1.5))])
+        of_general = [loss_of(logits + prior, targets, activation, 0.2) for logits in general]
+        grids = grids_of(net, pictures, tmp_path)
+        bank = Bank(net.network)
+        found = bank.loss([grids.at(scale, slice(None), 1) for scale in (0, 1)], targets, prior, activation, 0.2)
+        torch.testing.assert_close(found + torch.stack(of_general).mean(), whole, rtol=1e-3, atol=1e-4)
+        # and together they say what the network says
+        torch.testing.assert_close(bank.said(grids, 1.0), net.network(images.flip(-1)), rtol=0.02, atol=0.02)
+
+
+def test_the_best_epoch_on_other_pictures_is_kept(coloured, tmp_path, monkeypatch):
+    net, states, said = colour_net(), [], iter([0.2, 0.9, 0.5, 0.9])
+    grids, targets = grids_of(net, coloured, tmp_path), coloured.targets()
+
+    def noted(bank, *given):
+        states.append({key: tensor.clone() for key, tensor in bank.state_dict().items()})
+        return targets
+
+    monkeypatch.setattr(Bank, "said", noted)
+    monkeypatch.setattr("whatwhere.training.bank.measured", lambda *given: next(said))
+    rows = fit_bank(net, grids, targets, Recipe(epochs=4, batch=4, ema=0.5), (grids, targets))
+    assert [row["validation"] for row in rows] == [0.2, 0.9, 0.5, 0.9]
+    assert torch.equal(net.network.bank.weight, states[1]["filters.weight"])
+    assert not torch.equal(net.network.bank.weight, states[3]["filters.weight"])
+
+
+def test_the_layer_that_filters_read_is_written_down(figures, tmp_path):
+    train(figures, tmp_path / "run", replace(LIGHT, epochs=1))
+    net = whatwhere.load(tmp_path / "run")
+    assert net.network.tap == f"backbone.network.{net.options['head']['tap']}"

@@ -26,7 +26,7 @@ def train(
         str | None, typer.Option(help="What to begin with. \\[default: efficientnet-lite0, embedded]")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Train all of the network, not the last layer alone; needs Lightning.")
+        bool, typer.Option("--full", help="Train all of the network, not only what is behind it; needs Lightning.")
     ] = False,
     config: Annotated[
         Path | None, typer.Option(help="TOML with what differs from the defaults; a run's run.toml.")
@@ -49,7 +49,8 @@ def train(
 ) -> None:
     """Train a classifier from labels alone, and save it as a run.
 
-    Without --full only the last layer is fitted, on features that are computed once: minutes on a laptop.
+    Without --full only the last layer is fitted, and a filter bank beside it if there is one, on features that are
+    computed once: minutes on a laptop.
 
     Exit code 0; 1 for bad data or a training that cannot go on; 2 for wrong usage; 130 when interrupted.
     """

@@ -248,7 +248,7 @@ NARROW = 256
 def tap_of(backbone: nn.Module, image: Images) -> str:
     """Where filters read: the last block of the last stage but one, conv4_3 of VGG or the third stage of a ResNet.
 
-    Where that is narrow, as in networks of inverted residuals, the next block that is not.
+    Where that is narrow, as in networks of inverted residuals, the next block that is not, of the last stage perhaps.
 
     Raises:
         UnsupportedError: there is none.
@@ -259,8 +259,11 @@ def tap_of(backbone: nn.Module, image: Images) -> str:
     if len(last) < 2:
         raise UnsupportedError("the network has no grids of two sizes; say with tap which layer filters read")
     chosen = list(last.values())[-2]
-    wide = [block.name for block in trunk[chosen:] if block.channels >= NARROW]
-    return wide[0] if wide else trunk[chosen].name
+    for block in trunk[chosen:]:
+        # a bare convolution still waits for what is behind it
+        if block.channels >= NARROW and not isinstance(backbone.get_submodule(block.name), nn.Conv2d):
+            return block.name
+    return trunk[chosen].name
 
 
 def dilate(backbone: nn.Module, image: Images, stride: int) -> None:

@@ -242,7 +242,7 @@ def bank_of(net: Classifier) -> DflNet:
     """
     if not isinstance(net.network, DflNet):
         raise UnsupportedError(
-            f"{net.name} has no filter bank; train one: whatwhere train FOLDER --full --set head.filters=10"
+            f"{net.name} has no filter bank; train one: whatwhere train FOLDER --set head.filters=10"
         )
     return net.network
 

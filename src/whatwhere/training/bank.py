@@ -4,6 +4,7 @@ The streams of a DFL-CNN have a loss each, so where the backbone stays as it is 
 last layer, and the filters, what reads them and the side branch are trained here on the grids of all pictures.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -17,14 +18,16 @@ from torch import Tensor, nn
 
 from whatwhere.classifiers.classifier import Classifier, undisturbed
 from whatwhere.classifiers.dfl import DflNet, resized
+from whatwhere.errors import TrainingError
 from whatwhere.training.data import Pictures, looks
 from whatwhere.training.light import as_read, deciding, in_smaller_batches, keep_features, key_of
 from whatwhere.training.objective import loss_of, measured, prior_of
 from whatwhere.training.recipe import Recipe
-from whatwhere.training.schedule import factor_at, follow
+from whatwhere.training.schedule import factor_at, follow, optimizer_of
+from whatwhere.types import Logits
 
 GRIDS = "grids-{}.npy"
-Index = int | Sequence[int] | np.ndarray | slice
+Index = Sequence[int] | np.ndarray | slice
 AT_ONCE = 64
 """Grids of validation images that are read together."""
 
@@ -35,13 +38,13 @@ class Grids:
 
     Attributes:
         scales: for each scale (n v c y x) in half precision, of each picture and, where v is 2, of its mirror image.
-        general: (n k) logits of G, the mean over the scales.
+        general: (n k) logits of G as it was when it looked, the mean over the scales.
     """
 
     scales: list[np.ndarray]
     general: Float[Tensor, "n k"]
 
-    def at(self, scale: int, index: Index, view: Index = 0) -> Float[Tensor, "b c y x"]:
+    def at(self, scale: int, index: Index, view: Index | int = 0) -> Float[Tensor, "b c y x"]:
         """Some of one scale's."""
         return torch.from_numpy(np.asarray(self.scales[scale][index, view], np.float32))
 
@@ -67,6 +70,8 @@ def grids_of(
 ) -> Grids:
     """What the filters read of all pictures: in files of n v c y x numbers of half precision, and not in memory.
 
+    For the embedded classifier at 256 x 256 that is 80 kB a picture. A training that is taken up again looks again.
+
     Args:
         net: around a ``DflNet``.
         pictures: n of them.
@@ -75,6 +80,9 @@ def grids_of(
         mirrored: whether mirror images are looked at.
         features: where what G's last layer reads is kept, for ``features_of``.
         seen: called with how many pictures of how many have been seen.
+
+    Raises:
+        OSError: there is no room for the files.
     """
     network = net.network
     assert isinstance(network, DflNet)
@@ -99,8 +107,7 @@ def grids_of(
                         logits, grid = network.tapped(shown if scale == 1 else resized(shown, scale))
                         if len(files) == number:
                             shape = (len(pictures), 1 + mirrored, *grid.shape[1:])
-                            file = folder / GRIDS.format(number)
-                            files.append(np.lib.format.open_memmap(file, "w+", np.float16, shape))
+                            files.append(_file(folder / GRIDS.format(number), shape))
                         files[number][kept, view] = grid.float().clamp(-65504, 65504).cpu().numpy()
                         plain += [logits.float().cpu()] if view == 0 else []
                 said.append(torch.stack(plain).mean(0))
@@ -114,6 +121,15 @@ def grids_of(
     return in_smaller_batches(look, batch)
 
 
+def _file(place: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Room on the disk, all of it at once: a page that is not there when it is written would end the process."""
+    grids = np.lib.format.open_memmap(place, "w+", np.float16, shape)
+    if hasattr(os, "posix_fallocate"):
+        with place.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, place.stat().st_size)
+    return grids
+
+
 def fit_bank(
     net: Classifier,
     grids: Grids,
@@ -124,84 +140,110 @@ def fit_bank(
 ) -> list[dict[str, Any]]:
     """Train the filters, and what reads them, on grids, in place, by the losses of P and of the side branch.
 
-    AdamW at the recipe's rates, for its epochs; the same recipe and grids give the same filters.
+    At the recipe's rates, for its epochs; of its epochs the best on validation pictures is kept, or the last. What is
+    shown are the pictures and their mirror images: nothing is cropped, mixed or drawn more often.
 
     Args:
         net: around a ``DflNet`` whose filters have something to begin with.
         grids: of n pictures, and their mirror images.
         targets: 1 for each class that a picture shows.
-        recipe: says epochs, batch, rates, the average and the seed.
+        recipe: says epochs, batch, optimizer, rates, the average and the seed.
         validation: grids of other pictures with what G says of them, and their targets.
         seen: called with how many epochs of how many are done.
 
     Returns:
         Rows of metrics, one an epoch: what validation says of all streams together.
+
+    Raises:
+        TrainingError: the loss is no number.
     """
-    network = net.network
+    network, rows = net.network, list[dict[str, Any]]()
     assert isinstance(network, DflNet)
-    bank = _Bank(network).to(net.device)
-    average = deepcopy(bank)
-    prior = (prior_of(targets, net.activation) * recipe.adjustment).to(net.device)
-    rate, rows = recipe.lr * recipe.filter_lr, list[dict[str, Any]]()
+    bank = Bank(network).to(net.device)
     if not any(bank.weights):  # it has no say, and no loss
         return rows
-    weights = [p for p in bank.parameters() if p.ndim > 1]
-    vectors = [p for p in bank.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": weights}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=recipe.weight_decay)
+    average = deepcopy(bank) if recipe.ema else bank
+    prior = (prior_of(targets, net.activation) * recipe.adjustment).to(net.device)
     batches = -(-len(targets) // recipe.batch)
-    total, done = recipe.epochs * batches, 0
+    total, rate = recipe.epochs * batches, recipe.lr * recipe.filter_lr
+    optimizer = optimizer_of(
+        [
+            {"params": [p for p in bank.parameters() if p.ndim > 1]},
+            {"params": [p for p in bank.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        recipe,
+    )
+    done, best = 0, -1.0
     for epoch in range(recipe.epochs):
         draw = np.random.default_rng([recipe.seed, epoch])
         for chosen in np.array_split(draw.permutation(len(targets)), batches):
             views = draw.integers(grids.scales[0].shape[1], size=len(chosen))
-            wanted = targets[chosen].to(net.device)
+            several = [grids.at(scale, chosen, views).to(net.device) for scale in range(len(network.scales))]
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor_at(done, round(recipe.warmup * batches), total)
-            losses = []
-            for scale in range(len(network.scales)):
-                for weight, logits in bank(grids.at(scale, chosen, views).to(net.device)):
-                    losses.append(weight * loss_of(logits + prior, wanted, net.activation, recipe.smoothing))
-            optimizer.zero_grad()
-            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+                group["lr"] = rate * factor_at(done, min(total - 1, round(recipe.warmup * batches)), total)
+            with torch.enable_grad():
+                loss = bank.loss(several, targets[chosen].to(net.device), prior, net.activation, recipe.smoothing)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+            if not loss.isfinite():
+                raise TrainingError(f"the filters' loss is {loss.item()} in epoch {epoch}; a smaller lr may help")
             optimizer.step()
             done += 1
             if recipe.ema:
                 follow(average, bank, done, recipe.ema)
         row: dict[str, Any] = {"phase": "bank", "epoch": epoch}
         if validation is not None:
-            said = _said(average if recipe.ema else bank, validation[0], network)
-            row["validation"] = measured(said, validation[1], net.activation)
+            held, wanted = validation
+            row["validation"] = measured(average.said(held, network.weights[0]), wanted, net.activation)
         rows.append(row)
+        if row.get("validation", epoch) > best:
+            best = row.get("validation", epoch)
+            network.bank.load_state_dict(average.filters.state_dict())
+            network.patches.load_state_dict(average.patches.state_dict())
         seen(epoch + 1, recipe.epochs)
-    found = average if recipe.ema else bank
-    network.bank.load_state_dict(found.filters.state_dict())
-    network.patches.load_state_dict(found.patches.state_dict())
     return rows
 
 
-class _Bank(nn.Module):
-    """Copies of the filters and of what reads them, that grids go through."""
+class Bank(nn.Module):
+    """The filters of a network and what reads them, apart from it: grids go in."""
 
     def __init__(self, network: DflNet) -> None:
+        """Copies of them.
+
+        Args:
+            network: with the filters.
+        """
         super().__init__()
         self.filters, self.patches = deepcopy(network.bank), deepcopy(network.patches)
         self.weights = [weight / len(network.scales) for weight in network.weights[1:]]
         self.each = network.filters
 
-    def forward(self, grids: Float[Tensor, "b c y x"]) -> list[tuple[float, Tensor]]:
+    def forward(self, grids: Float[Tensor, "b c y x"]) -> list[tuple[float, Logits]]:
+        """Of P and of the side branch, where they have a weight, that and their logits."""
         strongest = self.filters(grids).flatten(2).amax(2)
         every = self.patches(strongest), strongest.unflatten(1, (-1, self.each)).mean(2)
         return [(weight, logits) for weight, logits in zip(self.weights, every, strict=True) if weight]
 
+    def loss(
+        self,
+        grids: Sequence[Float[Tensor, "b c _ _"]],
+        targets: Float[Tensor, "b k"],
+        prior: Float[Tensor, "k"],
+        activation: str,
+        smoothing: float,
+    ) -> Float[Tensor, ""]:
+        """Of both streams at all scales, as of a ``DflNet`` but for G's."""
+        every = [one for several in grids for one in self(several)]
+        losses = [weight * loss_of(logits + prior, targets, activation, smoothing) for weight, logits in every]
+        return torch.stack(losses).sum()
 
-def _said(bank: nn.Module, grids: Grids, network: DflNet) -> Float[Tensor, "n k"]:
-    """Logits of all streams together."""
-    found = network.weights[0] * grids.general
-    with torch.no_grad():
+    @torch.no_grad()
+    def said(self, grids: Grids, weight: float) -> Float[Tensor, "n k"]:
+        """Logits of all streams together, G's by this weight."""
+        found, device = weight * grids.general, self.patches.weight.device
         for start in range(0, len(found), AT_ONCE):
             kept = slice(start, start + AT_ONCE)
-            for scale in range(len(network.scales)):
-                for weight, logits in bank(grids.at(scale, kept).to(network.bank.weight.device)):
-                    found[kept] += weight * logits.cpu()
-    return found
+            for scale in range(len(grids.scales)):
+                for share, logits in self(grids.at(scale, kept).to(device)):
+                    found[kept] += share * logits.cpu()
+        return found

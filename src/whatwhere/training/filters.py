@@ -78,13 +78,13 @@ def initialize_filters(
         found = in_smaller_batches(lambda at_once: _peaks(net, network, chosen, at_once, seen), batch)
     else:
         found = [peaks_of(read(index)) for index in few]
-    begin_filters(network, found, [sample.labels for sample in chosen.samples], unit=unit, seed=seed)
+    _begin(network, found, [sample.labels for sample in chosen.samples], unit=unit, seed=seed)
     if file is not None:
         own_names = ("bank.", "patches.")
         write_weights(file, {key: t for key, t in network.state_dict().items() if key.startswith(own_names)})
 
 
-def begin_filters(
+def _begin(
     network: DflNet,
     found: Sequence[Float[Tensor, "_ c"]],
     labels: Sequence[Sequence[int]],
@@ -92,7 +92,7 @@ def begin_filters(
     unit: bool = False,
     seed: int = 0,
 ) -> None:
-    """The same of peaks that have been found.
+    """Give them the groups of peaks that have been found.
 
     Args:
         network: with the filters.

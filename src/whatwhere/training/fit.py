@@ -219,6 +219,8 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
             network, preprocess = build(name, pretrained=recipe.pretrained, num_classes=k, **options)
     if isinstance(network, DflNet) and losses:
         raise InputError(f"a filter bank has a loss of its own, and so has {losses[0]}; choose one")
+    if isinstance(network, DflNet):  # what is chosen today may be another layer tomorrow
+        options["head"] = {**options["head"], "tap": network.tap.removeprefix("backbone.network.")}
     if recipe.size is not None:
         preprocess = replace(preprocess, size=recipe.size)
     net = around(
@@ -271,16 +273,16 @@ def _light_bank(net: Classifier, recipe: Recipe, splits: Splits, state: Path, wa
     grids = grids_of(
         net,
         splits.train,
-        state / "train",
+        state / f"train-{rank()}",
         mirrored=recipe.flip,
-        features=state / FEATURES,
+        features=state / FEATURES if rank() == 0 else None,
         seen=lambda n, of: watch("computing grids", n, of),
     )
     _begin_filters(net, recipe, splits, state, watch, grids)
     rows = [_light(net, recipe, splits, state, watch)]
     held = None
     if splits.validation is not None:
-        seen = grids_of(net, splits.validation, state / "validation", mirrored=False)
+        seen = grids_of(net, splits.validation, state / f"validation-{rank()}", mirrored=False)
         held = (seen, splits.validation.targets())
     return rows + fit_bank(
         net,

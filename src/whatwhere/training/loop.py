@@ -22,7 +22,7 @@ from whatwhere.training.data import seed_of
 from whatwhere.training.light import deciding
 from whatwhere.training.objective import dense_loss, loss_of
 from whatwhere.training.recipe import Recipe
-from whatwhere.training.schedule import factor_at, follow
+from whatwhere.training.schedule import factor_at, follow, optimizer_of
 
 BLOCKS = 12
 """Parts of a backbone, of about as many layers each, from one to the next of which the rate changes."""
@@ -133,12 +133,7 @@ class Fitting(pl.LightningModule):
         groups = rates(self.network, self.recipe)
         groups.append({"params": list(self.aids.parameters()), "lr": self.recipe.lr})
         groups = [group for group in groups if group["params"]]
-        if self.recipe.optimizer == "sgd":
-            optimizer: Any = torch.optim.SGD(
-                groups, momentum=0.9, nesterov=True, weight_decay=self.recipe.weight_decay
-            )
-        else:
-            optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
+        optimizer = optimizer_of(groups, self.recipe)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         rise = min(total - 1, round(self.recipe.warmup * total / self.recipe.epochs))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor_at(step, rise, total))

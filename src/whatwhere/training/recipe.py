@@ -32,7 +32,8 @@ class Recipe:
         validation: a split, or a share of each class that is held out of training; 0 for none. By default the
             folder's validation split, or a tenth where each class has twenty images, or none.
         test: a split to measure at the end and write a report of; "" for none, by default one that is there.
-        mode: "light" trains the last layer on features that are computed once, "full" all of it after that.
+        mode: "light" trains the last layer on features that are computed once, and a filter bank on grids that
+            are, of the pictures and their mirror images; "full" all of it after that.
         seed: of everything that is drawn.
         adjustment: how far rare classes are made up for, from 0 (not) to 1 (as if all were as frequent): by the logit
             adjustment of Menon et al. (ICLR 2021, eq. 10).

@@ -1,9 +1,21 @@
-"""How fast it goes, and what is kept of it: the rate of a step, and the moving average of the weights."""
+"""How it steps, how fast, and what is kept of it: optimizer, rate, and the moving average of the weights."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+
+from whatwhere.training.recipe import Recipe
+
+
+def optimizer_of(groups: Sequence[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer that a recipe names, over groups of parameters."""
+    own: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **own)
+    return torch.optim.AdamW(groups, **own)
 
 
 def factor_at(step: int, rise: int, total: int) -> float:
