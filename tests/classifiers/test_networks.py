@@ -95,7 +95,7 @@ ATTENDING = {
 def check(net, channels, linear, attending):
     """The seam agrees with the plain forward, every method of one look works on it, the law is as it should be."""
     heads = [module for module in net.network.modules() if isinstance(module, nn.Linear)]
-    if heads and heads[-1].weight.std() < 1e-3:  # some begin at about zero, which says nothing about where
+    if heads and heads[-1].weight.std() < 0.05:  # some begin at about zero, which says nothing about where
         nn.init.normal_(heads[-1].weight)
     noise = torch.randn(2, 3, *net.preprocess.size, generator=torch.Generator().manual_seed(3))
     trace = net.trace(noise)
@@ -117,6 +117,11 @@ def check(net, channels, linear, attending):
         maps = METHODS[name](trace, of_class(1))
         assert maps.isfinite().all()
         assert name in {"layercam", "kpcacam"} or maps.any(), name  # may be 0 in new networks
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
