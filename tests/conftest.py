@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# one thread a process: tensors are tiny here, and the suite runs in several processes
+os.environ["OMP_NUM_THREADS"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+
 from jaxtyping import install_import_hook
 
 install_import_hook("whatwhere", "executed.check")
@@ -17,10 +20,16 @@ from whatwhere.apps.memory import keep_freed_memory  # noqa: E402
 keep_freed_memory()
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("unhurried")
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("WHATWHERE_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """The whole suite goes to several processes; what is named on the command line runs in this one."""
+    return min(4, os.cpu_count() or 1) if config.args_source is config.ArgsSource.TESTPATHS else 0
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ from threading import Thread
 import pytest
 import torch
 from scenes import MANY_FORWARDS, deep_head_net, gap_net, plain
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 import whatwhere
 from whatwhere.classifiers.split import SplitClassifier
@@ -84,9 +86,8 @@ def test_a_network_without_the_linear_law(backend):
     )
 
 
-@pytest.mark.parametrize("backend", ENGINES)
-def test_the_embedded_network(net, backend, photos):
-    compiled = net.compiled(backend)
+def test_the_embedded_network(net, photos):
+    compiled = net.compiled()
     assert isinstance(net, SplitClassifier)
     check(net, compiled, batches=(1, 3))
     assert compiled.labels is net.labels
@@ -96,16 +97,24 @@ def test_the_embedded_network(net, backend, photos):
     assert (got.label, got.box) == (wanted.label, wanted.box)
 
 
+def test_a_network_that_splits_by_itself_in_openvino():
+    eager = whatwhere.load("timm/test_efficientnet", pretrained=False, preprocess=plain((64, 96)))
+    assert isinstance(eager, SplitClassifier)
+    check(eager, eager.compiled("openvino"), batches=(1, 3))
+
+
 def test_a_hooked_network_of_torchvision():
-    eager = whatwhere.load("torchvision/resnet18", pretrained=False, preprocess=plain((96, 160)))
+    eager = whatwhere.load(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7), preprocess=plain((96, 160)))
     compiled = eager.compiled()
     check(eager, compiled)
     assert compiled.trace(noise(1, (96, 160))).features.shape == (1, 512, 3, 5)
 
 
 def test_tokens_become_a_grid():
-    eager = whatwhere.load("timm/vit_tiny_patch16_224", pretrained=False)
+    options = {"img_size": (48, 80), "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
+    eager = whatwhere.load(VisionTransformer(**options), preprocess=plain((48, 80)))
     nn.init.normal_(eager.network.head.weight)
+    assert eager.trace(noise(1, (48, 80))).features.shape == (1, 24, 3, 5)
     check(eager, eager.compiled(), batches=(1, 2), lawful=False)
 
 

@@ -158,7 +158,7 @@ def test_a_finer_grid_has_the_old_one_in_it(name, stride):
         fine = dense(net, stride).network.maps(IMAGES)
     step = 32 // stride
     assert fine.shape[2:] == (SIZE[0] // stride, SIZE[1] // stride)
-    assert torch.allclose(fine[:, :, ::step, ::step], coarse, atol=1e-5)
+    assert torch.allclose(fine[:, :, ::step, ::step], coarse, atol=3e-5 * max(1, float(coarse.abs().max())))
 
 
 def test_a_stride_that_is_none():

@@ -318,6 +318,8 @@ def test_calibration_is_kept_with_the_classifier(photos, pictures, tmp_path):
 def test_the_published_numbers_on_real_pictures(net, imagenet_boxes):
     # an independent implementation: 63.9 (87.5, 68.3, 35.8), 68.3 and 60.3, on thresholds in steps of .02
     found = evaluate(net, open_dataset(imagenet_boxes), plan_of(["cam"]))
+    assert found.classification["top-1"].value == pytest.approx(0.837, abs=0.003)
+    assert found.classification["top-5"].value == pytest.approx(0.957, abs=0.003)
     where, centre = found.where("cam"), found.where("centre Gaussian")
     assert 100 * where["MaxBoxAccV2"].value == pytest.approx(63.9, abs=0.5)
     assert 100 * where["MaxBoxAcc"].value == pytest.approx(68.3, abs=0.5)
