@@ -21,6 +21,8 @@ from whatwhere.errors import UnsupportedError, WhatWhereError, extra
 
 Block = dict[str, np.ndarray]
 """Batches as Ray holds them: of each its part, whether it is the part's last, and what is to be done, as bytes."""
+BLOCK = 32 * 2**20
+"""Bytes that go from a task to a model at once."""
 READER = 1.0
 """Processors that a task which reads takes; one is always left for such tasks, or models would wait for ever."""
 
@@ -62,30 +64,25 @@ def annotate_parts(
         if processors <= 0:
             raise UnsupportedError("the Ray cluster has no processor; start it with --num-cpus")
         actors, share = shares(processors, workers)
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
         held = ray.put((net, settings, model))
-        batches = ray.data.from_items(list(_told(listing, parts, settings.batch)), override_num_blocks=len(parts))
-        read = batches.map_batches(
-            _read, batch_size=1, fn_kwargs={"reader": reader}, num_cpus=min(READER, share), zero_copy_batch=True
-        )
-        looked = read.map_batches(
-            Looking,
-            batch_size=1,
-            fn_constructor_args=(held,),
-            concurrency=actors,
-            num_cpus=share,
-            zero_copy_batch=True,
-        )
-        rows: list[Row] = []
-        for found in looked.iter_rows(prefetch_blocks=0):
-            own = pickle.loads(found["rows"])
-            watch(own)
-            rows += own
-            if found["is_last"]:
-                yield int(found["part"]), rows
-                rows = []
+        of_list = {"folder": listing.folder, "images": listing.images, "part": listing.part}
+        with _in_order(ray):
+            # a row a part; what a task reads of it streams on to the models, a row a batch
+            told = [{"number": number} for number in parts]
+            numbers = ray.data.from_items(told, override_num_blocks=len(told))
+            options = {"reader": reader, "of_list": of_list, "size": settings.batch}
+            read = numbers.map_batches(_read, batch_size=1, fn_kwargs=options, num_cpus=min(READER, share))
+            looked = read.map_batches(
+                Looking, batch_size=1, fn_constructor_args=(held,), concurrency=actors, num_cpus=share
+            )
+            rows: list[Row] = []
+            for found in looked.iter_rows():
+                own = pickle.loads(found["rows"])
+                watch(own)
+                rows += own
+                if found["is_last"]:
+                    yield int(found["part"]), rows
+                    rows = []
 
 
 def shares(processors: float, workers: int | None) -> tuple[int, float]:
@@ -96,26 +93,25 @@ def shares(processors: float, workers: int | None) -> tuple[int, float]:
     return min(workers or most, most), 1.0
 
 
-def _told(listing: Listing, parts: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
-    for number in parts:
-        several = batches_of(listing, number, size)
-        for i, batch in enumerate(several):
-            yield {"part": number, "is_last": i == len(several) - 1, "batch": pickle.dumps(batch)}
-
-
 _pool: Workers | None = None
 
 
-def _read(block: Block, reader: Reader) -> Block:
-    """A batch's pictures, read in a process of the task's own: what a file does to it is then a row, not a retry."""
+def _read(block: Block, reader: Reader, of_list: dict[str, Any], size: int) -> Iterator[Block]:
+    """Parts -> their batches, read in a process of the task's own: what a file does to it is a row, and no retry."""
     global _pool
     if _pool is None or _pool.read != reader:
         _pool = Workers(reader, 1)
-    items = pickle.loads(block["batch"][0])
-    (answers,) = _pool.answers([[item for _, item in items]])
-    both = np.empty(1, object)
-    both[0] = pickle.dumps((items, answers), protocol=5)
-    return {"part": block["part"], "is_last": block["is_last"], "batch": both}
+    listing = Listing(**of_list)
+    for number in block["number"].tolist():
+        batches = batches_of(listing, number, size)
+        answers = _pool.answers([item for _, item in batch] for batch in batches)
+        for i, both in enumerate(zip(batches, answers, strict=True)):
+            yield _block(number, i == len(batches) - 1, batch=pickle.dumps(both, protocol=5))
+
+
+def _block(part: int, is_last: bool, **held: bytes) -> Block:
+    values = {name: np.array([value], object) for name, value in held.items()}
+    return {"part": np.array([part]), "is_last": np.array([is_last]), **values}
 
 
 class Looking:
@@ -132,9 +128,21 @@ class Looking:
     def __call__(self, block: Block) -> Block:
         """The rows of a batch."""
         items, answers = pickle.loads(block["batch"][0])
-        rows = np.empty(1, object)
-        rows[0] = pickle.dumps(self.looker(items, answers))
-        return {"part": block["part"], "is_last": block["is_last"], "rows": rows}
+        rows = pickle.dumps(self.looker(items, answers))
+        return _block(int(block["part"][0]), bool(block["is_last"][0]), rows=rows)
+
+
+@contextmanager
+def _in_order(ray: Any) -> Iterator[None]:
+    """Rows come out in the order of what went in, in blocks that stream."""
+    context = ray.data.DataContext.get_current()
+    kept = context.execution_options.preserve_order, context.enable_progress_bars, context.target_max_block_size
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars, context.target_max_block_size = False, BLOCK
+    try:
+        yield
+    finally:
+        context.execution_options.preserve_order, context.enable_progress_bars, context.target_max_block_size = kept
 
 
 @contextmanager

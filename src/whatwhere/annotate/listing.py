@@ -18,6 +18,7 @@ class Listing:
     """The list of a run: items by the number of their part.
 
     Attributes:
+        folder: of the run.
         images: how many there are.
         part: how many of them make a part; the last one has what is left.
     """
@@ -25,7 +26,7 @@ class Listing:
     def __init__(self, folder: Path, images: int, part: int) -> None:
         with extra("scale", "whatwhere annotate"):
             import pyarrow.parquet as pq
-        self.images, self.part = images, part
+        self.folder, self.images, self.part = folder, images, part
         self._file = pq.ParquetFile(folder / LIST)
         self._kept: tuple[int, list[Item]] = (-1, [])
 
@@ -83,4 +84,5 @@ def _stored(value: str | int) -> bytes | int:
 
 
 def _item(row: dict[str, Any]) -> Item:
-    return Item(**{name: os.fsdecode(value) if isinstance(value, bytes) else value for name, value in row.items()})
+    words: dict[str, Any] = {name: os.fsdecode(one) if isinstance(one, bytes) else one for name, one in row.items()}
+    return Item(**words)

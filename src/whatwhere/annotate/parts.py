@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whatwhere.annotate.listing import Listing
 from whatwhere.annotate.rows import Picture, Row, pictures_of, rows_in, table_of
+from whatwhere.annotate.sources import Item
 from whatwhere.errors import DataError, InputError, extra
 from whatwhere.files import lasting, settle
 from whatwhere.images import printable
@@ -158,6 +160,12 @@ class Annotations:
     def __init__(self, folder: Path, min_trust: float = 0.0) -> None:
         self.folder, self.min_trust = Path(folder), min_trust
         self.told = Told.load(self.folder)
+        self._listing = Listing(self.folder, self.told.images, self.told.part)
+
+    def item(self, picture: Picture) -> Item:
+        """What the source says of a picture."""
+        number, place = divmod(picture.image, self.told.part)
+        return self._listing.items(number)[place][1]
 
     def rows(self) -> Iterator[Row]:
         """All of them, in order.

@@ -90,6 +90,20 @@ class Reader:
             return Failed(_line(f"cannot be read: {type(error).__name__}: {error}", item), digest)
 
 
+def photo_of(root: str, item: Item, max_pixels: int = MAX_PIXELS) -> Photo:
+    """A picture of a source.
+
+    Raises:
+        DataError: it cannot be read any more.
+    """
+    try:
+        file, _ = opened(item, files_under(root))
+        with file:
+            return photo_in(file, printable(item.name), max_pixels)
+    except OSError as error:
+        raise DataError(f"{printable(item.name)}: {error.strerror or error}") from error
+
+
 def blank(item: Item, size: Size) -> Photo:
     """A photo of that size and name without its pixels: they stay where they were read."""
     return Photo(np.broadcast_to(np.uint8(0), (*size, 3)), printable(item.name))

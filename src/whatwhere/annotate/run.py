@@ -178,16 +178,25 @@ def _work(
             write_part(out, number, rows)
 
 
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse wrong words before any work.
+
+    Raises:
+        InputError: there is no such format; names the three nearest.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"no format is called {name!r}; nearest: {nearest(name, FORMATS)}")
+
+
 def write_formats(found: Annotations, formats: Sequence[str]) -> list[Path]:
-    """Write what labelling and training tools read, each format in a folder of its name beside the parts.
+    """Write what labelling and training tools read, each format anew in a folder of its name beside the parts.
 
     Raises:
         InputError: there is no such format; names the three nearest.
         DataError: the folder cannot be written to.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise InputError(f"no format is called {name!r}; nearest: {nearest(name, FORMATS)}")
+    check_formats(formats)
     folders = []
     for name in dict.fromkeys(formats):
         folder = found.folder / name

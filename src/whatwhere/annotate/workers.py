@@ -157,10 +157,13 @@ class Workers:
         task, inputs = worker.task, np.empty(shape, np.float32)
         assert task is not None
         if len(inputs):
-            worker.pipe.recv_bytes_into(memoryview(inputs).cast("B"))
+            worker.pipe.recv_bytes_into(inputs.data.cast("B"))
         rows = iter(inputs)
         for i, answer in enumerate(answers, task.start):
-            task.batch.answers[i] = answer if isinstance(answer, Failed) else Read(*answer, next(rows))
+            if not isinstance(answer, Failed):
+                digest, size = answer
+                answer = Read(digest, size, next(rows))
+            task.batch.answers[i] = answer
         worker.task = None
 
     def _bury(self, worker: _Worker, to_do: deque[_Task]) -> None:
@@ -228,7 +231,7 @@ def _work(pipe: Connection, read: Callable[[Item], Answer], not_its: Sequence[Co
             together = np.stack(inputs) if inputs else np.empty(0, np.float32)
             pipe.send((told, together.shape))
             if inputs:
-                pipe.send_bytes(memoryview(together).cast("B"))
+                pipe.send_bytes(together.data.cast("B"))
     except WhatWhereError as error:
         pipe.send(error)
     except (EOFError, OSError):  # the parent has gone

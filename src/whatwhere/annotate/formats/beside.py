@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from whatwhere.annotate.listing import Listing
 from whatwhere.annotate.parts import Annotations
 from whatwhere.annotate.reading import opened
 from whatwhere.annotate.rows import Picture
@@ -28,19 +27,9 @@ class Pictures:
             images: the folder, which is made.
             flat: all in one folder, with ``_`` in the place of slashes.
         """
-        told = found.told
-        self._listing, self._files, self._flat = (
-            Listing(found.folder, told.images, told.part),
-            files_under(told.root),
-            flat,
-        )
+        self._found, self._files, self._flat = found, files_under(found.told.root), flat
         self._images = images
         images.mkdir(parents=True, exist_ok=True)
-
-    def item(self, picture: Picture) -> Item:
-        """What the source says of it."""
-        number, place = divmod(picture.image, self._listing.part)
-        return self._listing.items(number)[place][1]
 
     def put(self, picture: Picture, labels: Path, suffix: str) -> tuple[Path, Path]:
         """Link a file of the disk, or copy what lies in an archive or a store.
@@ -53,7 +42,7 @@ class Pictures:
         Returns:
             The picture and its label file; neither's name was there before.
         """
-        item = self.item(picture)
+        item = self._found.item(picture)
         name = clean(item.name)
         place = Path(name.replace("/", "_") if self._flat else name)
         stem, again = place.with_suffix(""), 1
