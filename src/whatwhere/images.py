@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def open_photo(source: Source | Photo, *, name: str | None = None, max_pixels: i
         raise DataError(f"{name}: {error.strerror or error}") from error
 
 
-def photo_in(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Photo:
+def photo_in(file: BufferedIOBase, name: str, max_pixels: int = MAX_PIXELS) -> Photo:
     """Read an image from an open file, as ``open_photo`` reads one.
 
     Raises:

@@ -57,10 +57,9 @@ def annotate_parts(
         UnsupportedError: the cluster has no processor.
     """
     with extra("scale", "--engine ray"):
-        import ray
         import ray.data
     with _in_cluster(ray, address):
-        processors = float(ray.cluster_resources().get("CPU", 0))
+        processors = _processors(ray)
         if processors <= 0:
             raise UnsupportedError("the Ray cluster has no processor; start it with --num-cpus")
         actors, share = shares(processors, workers)
@@ -71,7 +70,12 @@ def annotate_parts(
             told = [{"number": number} for number in parts]
             numbers = ray.data.from_items(told, override_num_blocks=len(told))
             options = {"reader": reader, "of_list": of_list, "size": settings.batch}
-            read = numbers.map_batches(_read, batch_size=1, fn_kwargs=options, num_cpus=min(READER, share))
+            read: Any = numbers.map_batches(
+                _read,  # type: ignore[arg-type]
+                batch_size=1,
+                fn_kwargs=options,
+                num_cpus=min(READER, share),
+            )
             looked = read.map_batches(
                 Looking, batch_size=1, fn_constructor_args=(held,), concurrency=actors, num_cpus=share
             )
@@ -85,8 +89,12 @@ def annotate_parts(
                     rows = []
 
 
+def _processors(ray: Any) -> float:
+    return float(ray.cluster_resources().get("CPU", 0))
+
+
 def shares(processors: float, workers: int | None) -> tuple[int, float]:
-    """How many models a cluster holds, and how many processors each takes, so that a whole one is left for reading."""
+    """How many models a cluster holds, and how many processors each takes, so that one is left for reading."""
     if processors < 2:
         return workers or 1, processors / 2 / (workers or 1)
     most = int(processors) - 1

@@ -54,7 +54,7 @@ def settings_for(
     threshold: Threshold | None = None,
     classes: Sequence[int | str] = (),
     batch: int = 16,
-    backend: str | None = None,
+    backend: Runs | None = None,
     images: int = SMALL,
 ) -> Settings:
     """What is not told is chosen: the plain map where it is exact, and the fastest engine that gives it.

@@ -141,7 +141,8 @@ def _differences(then: Told, now: Told) -> Iterator[tuple[str, Any, Any]]:
     for word in sorted({*then.settings, *now.settings}):
         yield word, then.settings.get(word), now.settings.get(word)
     yield "part", then.part, now.part
-    yield "source list", *(f"{one.images} images ({one.list_digest[:12]})" for one in (then, now))
+    old, new = (f"{one.images} images ({one.list_digest[:12]})" for one in (then, now))
+    yield "source list", old, new
 
 
 def tidy(folder: Path) -> None:

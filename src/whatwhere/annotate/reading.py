@@ -5,7 +5,6 @@ import io
 import os
 import re
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float
@@ -109,7 +108,7 @@ def blank(item: Item, size: Size) -> Photo:
     return Photo(np.broadcast_to(np.uint8(0), (*size, 3)), printable(item.name))
 
 
-def opened(item: Item, files: Files) -> tuple[BinaryIO, tuple[int, int] | None]:
+def opened(item: Item, files: Files) -> tuple[io.BufferedIOBase, tuple[int, int] | None]:
     """A file that can be sought in, and its state, where that can change."""
     if item.error:
         raise DataError(item.error)
@@ -130,7 +129,7 @@ def opened(item: Item, files: Files) -> tuple[BinaryIO, tuple[int, int] | None]:
     return io.BytesIO(data), None
 
 
-def _has_descriptor(file: BinaryIO) -> bool:
+def _has_descriptor(file: io.BufferedIOBase) -> bool:
     try:
         file.fileno()
     except OSError:
@@ -138,12 +137,12 @@ def _has_descriptor(file: BinaryIO) -> bool:
     return True
 
 
-def _state(file: BinaryIO) -> tuple[int, int]:
+def _state(file: io.BufferedIOBase) -> tuple[int, int]:
     found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: io.BufferedIOBase) -> str:
     found = hashlib.sha256()
     while chunk := file.read(CHUNK):
         found.update(chunk)

@@ -128,7 +128,7 @@ def rows_of(image: int, item: Item, sha256: str, seen: Sequence[Explanation], mo
             rows.append(Row(**told, trust=0.0))
         for i, (box, area) in enumerate(zip(parts.boxes, parts.areas, strict=True)):
             x0, y0, x1, y1 = box.to_list()
-            edges = {"x0": float(x0), "y0": float(y0), "x1": float(x1), "y1": float(y1)}
+            edges: dict[str, Any] = {"x0": float(x0), "y0": float(y0), "x1": float(x1), "y1": float(y1)}
             share = trust * (area / parts.areas[0])
             rows.append(Row(**told, **edges, trust=share, mask=rle.encode(parts.mask(i))))
     return rows

@@ -12,8 +12,9 @@ import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any
 
 from whatwhere.errors import DataError, InputError, extra
 from whatwhere.images import image_suffixes, printable
@@ -108,42 +109,18 @@ def source_of(given: str) -> Source:
         root = fixed if is_address else str(Path(fixed or slash or ".").absolute())
         return Source(root, "glob", given[len(fixed) + len(slash) :])
     root = given.rstrip("/") if is_address else str(Path(given).absolute())
-    files = files_under(root)
-    if files.is_folder(""):
-        return Source(root, "folder")
     parent, _, name = root.rpartition("/")
     parent = parent or "/"
-    if not files_under(parent).is_file(name):
+    try:
+        if files_under(root).is_folder(""):
+            return Source(root, "folder")
+        is_there = files_under(parent).is_file(name)
+    except OSError as error:
+        raise DataError(f"{printable(given)}: {error.strerror or error}") from error
+    if not is_there:
         raise DataError(f"{printable(given)}: no such file or folder")
     kind = "list" if posixpath.splitext(name.lower())[1] in _LISTS else "file"
     return Source(parent, kind, name)
-
-
-class Files(Protocol):
-    """Names under a root, on the disk or in a store."""
-
-    def is_folder(self, name: str) -> bool:
-        """Whether there is a folder of that name."""
-
-    def is_file(self, name: str) -> bool:
-        """Whether there is anything else of that name."""
-
-    def entries(self, folder: str) -> list[tuple[str, bool]]:
-        """The names in a folder, sorted, and whether each is a folder itself; links to folders are none."""
-
-    def open(self, name: str) -> BinaryIO:
-        """For reading."""
-
-    def part(self, name: str, start: int, size: int) -> bytes:
-        """Some bytes of a file."""
-
-    def real(self, name: str) -> str:
-        """Where it is, without links; empty in a store."""
-
-
-def files_under(root: str) -> Files:
-    """The files under a folder, or under an address."""
-    return StoredFiles(root) if "://" in root else LocalFiles(root)
 
 
 class LocalFiles:
@@ -152,17 +129,20 @@ class LocalFiles:
     def __init__(self, root: str) -> None:
         self.root = root
 
-    def is_folder(self, name: str) -> bool:  # noqa: D102
+    def is_folder(self, name: str) -> bool:
+        """Whether there is a folder of that name."""
         return Path(self.path(name)).is_dir()
 
-    def is_file(self, name: str) -> bool:  # noqa: D102
+    def is_file(self, name: str) -> bool:
+        """Whether there is anything else of that name."""
         return os.path.lexists(self.path(name))
 
-    def entries(self, folder: str) -> list[tuple[str, bool]]:  # noqa: D102
+    def entries(self, folder: str) -> list[tuple[str, bool]]:
+        """The names in a folder, sorted, and whether each is a folder itself; links to folders are none."""
         with os.scandir(self.path(folder)) as found:
             return sorted((one.name, one.is_dir(follow_symlinks=False)) for one in found)
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedReader:
         """For reading.
 
         Raises:
@@ -179,12 +159,14 @@ class LocalFiles:
             raise DataError("the file is empty")
         return path.open("rb")
 
-    def part(self, name: str, start: int, size: int) -> bytes:  # noqa: D102
+    def part(self, name: str, start: int, size: int) -> bytes:
+        """Some bytes of a file."""
         with self.open(name) as file:
             file.seek(start)
             return file.read(size)
 
-    def real(self, name: str) -> str:  # noqa: D102
+    def real(self, name: str) -> str:
+        """Where it is, without links; empty in a store."""
         return os.path.realpath(self.path(name))
 
     def path(self, name: str) -> str:
@@ -206,28 +188,33 @@ class StoredFiles:
             raise DataError(f"{printable(root)}: {error}") from error
         self.root = self.root.rstrip("/")
 
-    def is_folder(self, name: str) -> bool:  # noqa: D102
+    def is_folder(self, name: str) -> bool:
+        """Whether there is a folder of that name."""
         return bool(self.files.isdir(self.path(name)))
 
-    def is_file(self, name: str) -> bool:  # noqa: D102
+    def is_file(self, name: str) -> bool:
+        """Whether there is anything else of that name."""
         return bool(self.files.isfile(self.path(name)))
 
-    def entries(self, folder: str) -> list[tuple[str, bool]]:  # noqa: D102
+    def entries(self, folder: str) -> list[tuple[str, bool]]:
+        """The names in a folder, sorted, and whether each is a folder itself; links to folders are none."""
         path = self.path(folder)
         found = self.files.ls(path, detail=True)
         self.files.invalidate_cache(path)  # what has been walked through is not kept
         named = ((one["name"].rstrip("/").rpartition("/")[2], one["type"] == "directory") for one in found)
         return sorted(one for one in named if one[0])
 
-    def open(self, name: str) -> BinaryIO:  # noqa: D102
-        file: BinaryIO = self.files.open(self.path(name), "rb")
-        return file
+    def open(self, name: str) -> Any:
+        """For reading: what fsspec gives is a binary file in all but its type."""
+        return self.files.open(self.path(name), "rb")
 
-    def part(self, name: str, start: int, size: int) -> bytes:  # noqa: D102
+    def part(self, name: str, start: int, size: int) -> bytes:
+        """Some bytes of a file."""
         data: bytes = self.files.cat_file(self.path(name), start=start, end=start + size)
         return data
 
-    def real(self, name: str) -> str:  # noqa: D102
+    def real(self, name: str) -> str:
+        """Where it is, without links; empty in a store."""
         return ""
 
     def path(self, name: str) -> str:
@@ -235,6 +222,14 @@ class StoredFiles:
         if "://" in name:
             return str(self.files._strip_protocol(name))
         return f"{self.root}/{name}" if name else self.root
+
+
+Files = LocalFiles | StoredFiles
+
+
+def files_under(root: str) -> Files:
+    """The files under a folder, or under an address."""
+    return StoredFiles(root) if "://" in root else LocalFiles(root)
 
 
 def _walked(files: Files, folder: str, pattern: str, leave_out: str) -> Iterator[str | Item]:
@@ -287,7 +282,7 @@ def _listed(files: Files, name: str) -> Iterator[str]:
         raise DataError(f"{printable(name)}: {error}") from error
 
 
-def _column(file: BinaryIO, name: str) -> Iterator[str]:
+def _column(file: Any, name: str) -> Iterator[str]:
     with extra("scale", "a list in Parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -322,7 +317,7 @@ def _members(files: Files, shard: str) -> Iterator[Item]:
         yield Item(shard, error=f"{said}: {getattr(error, 'strerror', None) or error}")
 
 
-def _check_end(file: BinaryIO, offset: int) -> None:
+def _check_end(file: Any, offset: int) -> None:
     """An archive that was cut off between two members looks whole to tarfile."""
     file.seek(offset)
     if file.read(BLOCK).strip(b"\0"):

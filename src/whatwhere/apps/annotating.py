@@ -87,8 +87,8 @@ def annotate(
     A picture that cannot be used is a row with its error, and no stop. What was cut off goes on with --resume and
     ends as it would have.
 
-    Exit code 0; 1 where some picture failed (the page and the parts name them), or data or disk do not do; 2 for wrong
-    usage; 130 when interrupted.
+    Exit code 0; 1 where some picture failed (the page and the parts name them), or data or disk do not do; 2 for
+    wrong usage; 130 when interrupted.
     """
     with errors_said():
         import whatwhere
@@ -114,7 +114,7 @@ def annotate(
                     classes=[int(word) if word.isdecimal() and word not in net.labels else word for word in asked],
                     resume=resume,
                     engine=engine,  # type: ignore[arg-type]  # it is checked there
-                    backend=backend,
+                    backend=backend,  # type: ignore[arg-type]
                     batch=batch,
                     part=part,
                     workers=workers,

@@ -110,8 +110,8 @@ class Summary:
 
     def classes(self) -> list[tuple[str, int, int, int]]:
         """Name, pictures, regions and trusted regions of each class that was found, the most frequent first."""
-        found = [(name, *counts) for name, counts in self._of_class.items()]
-        return sorted(found, key=lambda one: (-one[1], one[0]))  # type: ignore[return-value]
+        found = [(name, one, two, three) for name, (one, two, three) in self._of_class.items()]
+        return sorted(found, key=lambda one: (-one[1], one[0]))
 
     def lines(self) -> list[str]:
         """The numbers, in words."""

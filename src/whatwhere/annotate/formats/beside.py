@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import BinaryIO
 
 from whatwhere.annotate.parts import Annotations
 from whatwhere.annotate.reading import opened
@@ -62,8 +61,7 @@ class Pictures:
 
     def _copy(self, item: Item, image: Path) -> None:
         try:
-            file: BinaryIO
-            file, _ = opened(item, self._files)
+            file: io.BufferedIOBase = opened(item, self._files)[0]
         except (OSError, DataError):
             file = io.BytesIO()  # it has gone since; its labels stay
         with file, image.open("wb") as out:

@@ -1,12 +1,13 @@
 """CVAT for images 1.1, as XML: a box and a mask a region, in one group; masks are run lengths inside their box."""
 
 from pathlib import Path
-from xml.sax.saxutils import XMLGenerator
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
 
 import numpy as np
 
 from whatwhere.annotate.parts import Annotations
-from whatwhere.annotate.rows import Row
+from whatwhere.annotate.rows import Picture, Row
 from whatwhere.types import Mask
 
 FILE = "annotations.xml"
@@ -15,71 +16,55 @@ FILE = "annotations.xml"
 def write(found: Annotations, folder: Path) -> None:
     """``annotations.xml``; pictures are known by their names under the source's root. Trust is an attribute."""
     with (folder / FILE).open("w", encoding="utf-8") as file:
-        xml = XMLGenerator(file, "utf-8", short_empty_elements=True)
-        xml.startDocument()
-        xml.startElement("annotations", {})
-        _text(xml, "version", "1.1")
-        _meta(xml, list(dict.fromkeys(found.told.labels.values())), found.told.images)
+        file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
+        file.write(_said(_meta(list(dict.fromkeys(found.told.labels.values())), found.told.images)))
         for picture in found:
-            if picture.size is None:
-                continue
-            height, width = picture.size
-            named = {"id": str(picture.image), "name": picture.path, "width": str(width), "height": str(height)}
-            xml.characters("\n")
-            xml.startElement("image", named)
-            for number, row in enumerate(picture.regions, 1):
-                _region(xml, row, number)
-            xml.endElement("image")
-        xml.endElement("annotations")
-        xml.endDocument()
+            if picture.size is not None:
+                file.write(_said(_image(picture, picture.size)))
+        file.write("</annotations>\n")
 
 
-def _meta(xml: XMLGenerator, labels: list[str], size: int) -> None:
-    xml.startElement("meta", {})
-    xml.startElement("task", {})
-    _text(xml, "size", str(size))
-    xml.startElement("labels", {})
-    for label in labels:
-        xml.startElement("label", {})
-        _text(xml, "name", label)
-        xml.startElement("attributes", {})
-        xml.startElement("attribute", {})
+def _said(element: Element) -> str:
+    return ElementTree.tostring(element, encoding="unicode") + "\n"
+
+
+def _meta(labels: list[str], size: int) -> Element:
+    meta = Element("meta")
+    task = SubElement(meta, "task")
+    SubElement(task, "size").text = str(size)
+    group = SubElement(task, "labels")
+    for name in labels:
+        label = SubElement(group, "label")
+        SubElement(label, "name").text = name
+        trust = SubElement(SubElement(label, "attributes"), "attribute")
         for word, value in (("name", "trust"), ("mutable", "False"), ("input_type", "text"), ("default_value", "")):
-            _text(xml, word, value)
-        _text(xml, "values", "")
-        xml.endElement("attribute")
-        xml.endElement("attributes")
-        xml.endElement("label")
-    xml.endElement("labels")
-    xml.endElement("task")
-    xml.endElement("meta")
+            SubElement(trust, word).text = value
+        SubElement(trust, "values")
+    return meta
 
 
-def _region(xml: XMLGenerator, row: Row, group: int) -> None:
+def _image(picture: Picture, size: tuple[int, int]) -> Element:
+    named = {"id": str(picture.image), "name": picture.path, "width": str(size[1]), "height": str(size[0])}
+    image = Element("image", named)
+    for group, row in enumerate(picture.regions, 1):
+        for word, told in (("box", _edges(row)), ("mask", _runs(row))):
+            both = {"label": row.label or "", "source": "auto", "occluded": "0", "z_order": "0"}
+            shape = SubElement(image, word, both | {"group_id": str(group)} | told)
+            SubElement(shape, "attribute", name="trust").text = f"{row.trust:.3f}"
+    return image
+
+
+def _edges(row: Row) -> dict[str, str]:
+    return {"xtl": f"{row.x0:.2f}", "ytl": f"{row.y0:.2f}", "xbr": f"{row.x1:.2f}", "ybr": f"{row.y1:.2f}"}
+
+
+def _runs(row: Row) -> dict[str, str]:
     assert row.box is not None
     assert row.pixels is not None
-    both = {
-        "label": row.label or "",
-        "source": "auto",
-        "occluded": "0",
-        "z_order": "0",
-        "group_id": str(group),
-    }
-    edges = {"xtl": row.box.x0, "ytl": row.box.y0, "xbr": row.box.x1, "ybr": row.box.y1}
     left, top, right, bottom = (int(edge) for edge in row.box.to_list())
-    inside = {
-        "rle": ", ".join(map(str, runs(row.pixels[top:bottom, left:right]))),
-        "left": str(left),
-        "top": str(top),
-        "width": str(right - left),
-        "height": str(bottom - top),
-    }
-    for word, told in (("box", {name: f"{edge:.2f}" for name, edge in edges.items()}), ("mask", inside)):
-        xml.startElement(word, both | told)
-        xml.startElement("attribute", {"name": "trust"})
-        xml.characters(f"{row.trust:.3f}")
-        xml.endElement("attribute")
-        xml.endElement(word)
+    inside = {"left": left, "top": top, "width": right - left, "height": bottom - top}
+    told = ", ".join(map(str, runs(row.pixels[top:bottom, left:right])))
+    return {"rle": told} | {word: str(value) for word, value in inside.items()}
 
 
 def runs(mask: Mask) -> list[int]:
@@ -88,9 +73,3 @@ def runs(mask: Mask) -> list[int]:
     edges = np.flatnonzero(np.diff(flat, prepend=False))
     found: list[int] = np.diff(edges, prepend=0, append=flat.size).tolist()
     return found
-
-
-def _text(xml: XMLGenerator, word: str, value: str) -> None:
-    xml.startElement(word, {})
-    xml.characters(value)
-    xml.endElement(word)

@@ -22,7 +22,8 @@ def polygons(mask: Mask, tolerance: float = 1.0) -> list[Polygon]:
     found = []
     for outline in outlines:
         edges = ((outline[:, 0] + 1) // 2).astype(np.float32)
-        edges = cv2.approxPolyDP(edges, tolerance, True)[:, 0].astype(np.float64)
-        if len(edges) >= 3:
-            found.append(edges)
+        simpler = cv2.approxPolyDP(edges, tolerance, True)
+        if len(simpler) < 3:  # too small to be simplified
+            simpler = cv2.approxPolyDP(edges, 0, True)
+        found.append(simpler[:, 0].astype(np.float64))
     return found
