@@ -8,6 +8,7 @@ from pathlib import Path
 
 from whatwhere.annotate.reading import Answer, Reader
 from whatwhere.annotate.sources import Item
+from whatwhere.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,7 @@ class Deadly(Reader):
                 seen.touch()
                 os._exit(3)
         return super().__call__(item)
+
+
+def wrong(item: Item) -> Answer:
+    raise InputError("a setting is wrong")

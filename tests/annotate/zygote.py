@@ -1,16 +1,18 @@
 """Runs of ``annotate`` that are killed: everything is imported once, and each run is a fork of that.
 
-    python zygote.py SOURCE OUT RUNS SEED
+    python zygote.py SOURCE WHOLE CUT RUNS SEED
 
-Starts a run in OUT, kills it with all its processes after a random time, goes on with --resume, and so on, so many
-times; then lets one end. Prints how many were killed at work, and at how many different numbers of parts.
+Lets a run end in WHOLE. Starts one in CUT, kills it at a random moment, goes on with it, and so on, so many times;
+then lets it end. Prints how many were killed at work, and at how many different numbers of parts.
 """
 
+import gc
 import os
 import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,13 +23,15 @@ import whatwhere
 from whatwhere.annotate import workers
 from whatwhere.annotate.parts import part_file, parts_done
 from whatwhere.annotate.run import annotate
+from whatwhere.errors import InputError
+from whatwhere.files import held
 
 BATCH, PART = 4, 8
 
 
 def run(source: str, out: Path) -> None:
     net = whatwhere.load(red_net(), preprocess=plain((20, 30)), labels=["blue", "red"])
-    annotate(net, source, out, resume=True, batch=BATCH, part=PART, workers=2)
+    annotate(net, source, out, resume=True, batch=BATCH, part=PART, workers=1 + os.getpid() % 2)
 
 
 def forked(source: str, out: Path) -> int:
@@ -50,14 +54,21 @@ def waited(child: int, out: Path, wanted: int, delay: float) -> int:
         time.sleep(0.002)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)  # its readers are to notice by themselves
-    return os.waitpid(child, 0)[1]
+    status = os.waitpid(child, 0)[1]
+    while out.exists():  # being forks, they hold the lock as long as they live
+        with suppress(InputError), held(out / ".lock"):
+            return status
+        time.sleep(0.002)
+    return status
 
 
 def main() -> None:
-    source, out, runs, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    source, whole, out, runs = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     workers.START = "fork"  # what starts them is imported already
-    draw = random.Random(seed)
+    draw = random.Random(int(sys.argv[5]))
+    run(source, whole)
+    gc.freeze()
     killed, seen = 0, set()
     while killed < runs:
         more, delay = draw.choice((0, 0, 1, 1, 2, 3)), draw.uniform(0, 0.1)

@@ -54,7 +54,7 @@ def settings_for(
     threshold: Threshold | None = None,
     classes: Sequence[int | str] = (),
     batch: int = 16,
-    backend: Runs | None = None,
+    backend: str | None = None,
     images: int = SMALL,
 ) -> Settings:
     """What is not told is chosen: the plain map where it is exact, and the fastest engine that gives it.
@@ -88,7 +88,8 @@ def settings_for(
         name = "cam" if is_linear else "gradcam"
         thresholds = {"cam": thresholds["gradcam"], **thresholds} if "gradcam" in thresholds else thresholds
     find_method(name)
-    chosen = backend or _fastest(net, name if is_linear else "", images)
+    told = next((one for one in get_args(Runs) if one == backend), None)
+    chosen: Runs = told or _fastest(net, name if is_linear else "", images)
     return Settings(
         method=name,
         threshold=parsed(thresholds.get(name, THRESHOLD) if threshold is None else threshold),

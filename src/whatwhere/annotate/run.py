@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from whatwhere.annotate.formats import FORMATS
 from whatwhere.annotate.listing import Listing, write_list
 from whatwhere.annotate.local import annotate_parts, cores
-from whatwhere.annotate.looking import Looker, Runs, Settings, digest_of_model, settings_for
+from whatwhere.annotate.looking import Looker, Settings, digest_of_model, settings_for
 from whatwhere.annotate.parts import Annotations, Told, parts_done, refused, tidy, write_part
 from whatwhere.annotate.reading import Reader
 from whatwhere.annotate.rows import Row
@@ -37,8 +37,8 @@ def annotate(
     threshold: Threshold | None = None,
     classes: Sequence[int | str] = (),
     resume: bool = False,
-    engine: Engine = "local",
-    backend: Runs | None = None,
+    engine: str = "local",
+    backend: str | None = None,
     batch: int = 16,
     part: int = PART,
     workers: int | None = None,
@@ -136,7 +136,7 @@ def _work(
     told: Told,
     out: Path,
     *,
-    engine: Engine,
+    engine: str,
     workers: int | None,
     address: str | None,
     watch: Watch,

@@ -113,8 +113,8 @@ def annotate(
                     threshold=threshold,
                     classes=[int(word) if word.isdecimal() and word not in net.labels else word for word in asked],
                     resume=resume,
-                    engine=engine,  # type: ignore[arg-type]  # it is checked there
-                    backend=backend,  # type: ignore[arg-type]
+                    engine=engine,
+                    backend=backend,
                     batch=batch,
                     part=part,
                     workers=workers,
