@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Literal, get_args
+from typing import IO, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def photo_in(file: BufferedIOBase, name: str, max_pixels: int = MAX_PIXELS) -> P
     """
     try:
         with _unbounded_header():
-            opened = Image.open(file)
+            opened = Image.open(cast("IO[bytes]", file))
         with opened:
             return Photo(_decode(opened, name, max_pixels), name)
     except UnidentifiedImageError as error:
