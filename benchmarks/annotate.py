@@ -212,9 +212,8 @@ def many(options: argparse.Namespace) -> None:
         most = peak(words)
         took = time.perf_counter() - start
         paths = {row.path for row in Annotations(Path(scratch, "out")).rows()}
-        print(
-            f"{len(paths)} of {options.images} files have rows, {options.images / took:.0f}/s, {most:.0f} MB; {machine()}"
-        )
+        print(f"{len(paths)} of {options.images} files have rows; {options.images / took:.0f}/s, {most:.0f} MB")
+        print(machine())
 
 
 def table_of(out: Path) -> object:

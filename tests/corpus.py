@@ -116,6 +116,8 @@ def files() -> dict[str, tuple[bytes, bool]]:
     found["ü 日本 🦊.jpg"] = jpeg, True
     found["n" * 251 + ".jpg"] = jpeg, True
     found[" spaces .jpg"] = jpeg, True
+    found["narrow\u202fspace.jpg"] = jpeg, True
+    found["bell\a.jpg"] = jpeg, True
     found["-option.jpg"] = jpeg, True
     return found
 

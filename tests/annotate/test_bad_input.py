@@ -1,6 +1,7 @@
 """Whatever is in a folder, each file has its row."""
 
 import os
+from xml.etree import ElementTree
 
 import corpus
 import pytest
@@ -34,12 +35,13 @@ def test_there_are_many_kinds(looked_at):
 def test_every_file_has_its_rows(looked_at):
     _, wanted, found = looked_at
     pictures = {picture.path: picture for picture in found}
-    assert pictures.keys() == {printable(name) for name in wanted}
+    assert pictures.keys() == {Item(name).path for name in wanted}
+    assert {"new\nline.jpg", "\\xff\\xfe bytes.jpg", "narrow\u202fspace.jpg"} <= pictures.keys()
     for name, is_good in wanted.items():
-        picture = pictures[printable(name)]
+        picture = pictures[Item(name).path]
         assert (picture.error is None) == is_good, (name, picture.error)
         if picture.error is not None:
-            assert picture.error.startswith(picture.path + ": ")
+            assert picture.error.startswith(printable(name) + ": ")
             assert "\n" not in picture.error
             assert " at 0x" not in picture.error
 
@@ -57,6 +59,8 @@ def test_every_format_takes_what_is_left(looked_at):
     root, _, found = looked_at
     folders = write_formats(Annotations(found.folder), list(FORMATS))
     assert all(any(folder.iterdir()) for folder in folders)
+    names = {image.get("name") for image in ElementTree.parse(folders[3] / "annotations.xml").iter("image")}
+    assert {"new\nline.jpg", "bell?.jpg"} <= names
     assert {path.name for path in (root.parent / "out").iterdir()} >= FORMATS.keys()
 
 

@@ -22,10 +22,12 @@ def test_a_processor_is_always_left_for_reading(processors, workers, expected):
     assert actors * share < processors
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 def test_the_same_rows_as_the_local_engine(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="needs ray[data]")
     pytest.importorskip("ray.data", reason="needs ray[data]")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_AUTH_MODE", "disabled")):
+        monkeypatch.setenv(name, value)
     root = tmp_path / "root"
     root.mkdir()
     for i in range(20):

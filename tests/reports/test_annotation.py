@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import whatwhere
 from whatwhere.annotate.parts import Annotations
 from whatwhere.apps.cli import app
+from whatwhere.classifiers.around import around
+from whatwhere.classifiers.zoo import build
 from whatwhere.reports.annotation import SHEET, contact_sheet, summary_of
 
 pytest.importorskip("pyarrow")
@@ -28,9 +30,8 @@ def run(*words):
 def model(tmp_path_factory):
     """A small network of random weights, as a run's folder."""
     torch.manual_seed(0)
-    net = whatwhere.load(
-        "lenet5", pretrained=False, preprocess=whatwhere.Preprocess((32, 48), (0.5,) * 3, (0.2,) * 3)
-    )
+    network, preprocess = build("lenet5", pretrained=False, num_classes=3)
+    net = around(network, name="lenet5", labels=["<b>cat", "cup & saucer", "rocket"], preprocess=preprocess)
     return whatwhere.save(net, tmp_path_factory.mktemp("model") / "run")
 
 

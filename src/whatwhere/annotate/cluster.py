@@ -1,6 +1,8 @@
 """The work on many machines: the same functions under Ray Data. It schedules, queues and tries again; we do not.
 
-batches -> map_batches(read, tasks) -> map_batches(Looking, actors that hold the model) -> rows, in order
+    numbers of parts -> map_batches(Annotating, actors that hold a model and a process that reads for it) -> rows
+
+Every machine sees the source and the run's folder under the same names; parts are written by the one that asks.
 """
 
 import pickle
@@ -20,11 +22,7 @@ from whatwhere.classifiers.classifier import Classifier
 from whatwhere.errors import UnsupportedError, WhatWhereError, extra
 
 Block = dict[str, np.ndarray]
-"""Batches as Ray holds them: of each its part, whether it is the part's last, and what is to be done, as bytes."""
-BLOCK = 32 * 2**20
-"""Bytes that go from a task to a model at once."""
-READER = 1.0
-"""Processors that a task which reads takes; one is always left for such tasks, or models would wait for ever."""
+"""Rows as Ray holds them, columns of arrays."""
 
 
 def annotate_parts(
@@ -44,18 +42,20 @@ def annotate_parts(
     Args:
         listing: the pictures.
         parts: numbers of those to do.
-        reader: what tasks run.
+        reader: what the processes run.
         net: the classifier, which goes to every actor once.
         settings: of the run.
         model: digest of the classifier.
-        workers: actors; by default as many as leave a processor for reading.
+        workers: actors; by default as many as leave a processor for those that read.
         address: of a cluster; by default one of this machine's own, or the one that the program is in.
         watch: is told every batch's rows.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        UnsupportedError: the cluster has no processor.
+        UnsupportedError: the cluster has no processor, or the model is to be on another device.
     """
+    if net.device.type != "cpu":
+        raise UnsupportedError(f"--engine ray holds models on processors, and {net.name} is on {net.device}")
     with extra("scale", "--engine ray"):
         import ray.data
     with _in_cluster(ray, address):
@@ -64,28 +64,24 @@ def annotate_parts(
             raise UnsupportedError("the Ray cluster has no processor; start it with --num-cpus")
         actors, share = shares(processors, workers)
         held = ray.put((net, settings, model))
-        of_list = {"folder": listing.folder, "images": listing.images, "part": listing.part}
+        told = {"folder": listing.folder, "images": listing.images, "part": listing.part}
         with _in_order(ray):
-            # a row a part; what a task reads of it streams on to the models, a row a batch
-            told = [{"number": number} for number in parts]
-            numbers = ray.data.from_items(told, override_num_blocks=len(told))
-            options = {"reader": reader, "of_list": of_list, "size": settings.batch}
-            read: Any = numbers.map_batches(
-                _read,  # type: ignore[arg-type]
+            items = [{"number": number} for number in parts]
+            numbers = ray.data.from_items(items, override_num_blocks=len(items))
+            found: Any = numbers.map_batches(
+                Annotating,
                 batch_size=1,
-                fn_kwargs=options,
-                num_cpus=min(READER, share),
-            )
-            looked = read.map_batches(
-                Looking, batch_size=1, fn_constructor_args=(held,), concurrency=actors, num_cpus=share
+                fn_constructor_args=(held, reader, told),
+                compute=ray.data.ActorPoolStrategy(size=actors),
+                num_cpus=share,
             )
             rows: list[Row] = []
-            for found in looked.iter_rows():
-                own = pickle.loads(found["rows"])
+            for one in found.iter_rows():
+                own = pickle.loads(one["rows"])
                 watch(own)
                 rows += own
-                if found["is_last"]:
-                    yield int(found["part"]), rows
+                if one["is_last"]:
+                    yield int(one["number"]), rows
                     rows = []
 
 
@@ -101,56 +97,43 @@ def shares(processors: float, workers: int | None) -> tuple[int, float]:
     return min(workers or most, most), 1.0
 
 
-_pool: Workers | None = None
+class Annotating:
+    """An actor: a model, and a process that reads ahead for it, so that a file that ends it is a row and no retry."""
 
-
-def _read(block: Block, reader: Reader, of_list: dict[str, Any], size: int) -> Iterator[Block]:
-    """Parts -> their batches, read in a process of the task's own: what a file does to it is a row, and no retry."""
-    global _pool
-    if _pool is None or _pool.read != reader:
-        _pool = Workers(reader, 1)
-    listing = Listing(**of_list)
-    for number in block["number"].tolist():
-        batches = batches_of(listing, number, size)
-        answers = _pool.answers([item for _, item in batch] for batch in batches)
-        for i, both in enumerate(zip(batches, answers, strict=True)):
-            yield _block(number, i == len(batches) - 1, batch=pickle.dumps(both, protocol=5))
-
-
-def _block(part: int, is_last: bool, **held: bytes) -> Block:
-    values = {name: np.array([value], object) for name, value in held.items()}
-    return {"part": np.array([part]), "is_last": np.array([is_last]), **values}
-
-
-class Looking:
-    """An actor that holds the model."""
-
-    def __init__(self, held: Any) -> None:
+    def __init__(self, held: Any, reader: Reader, listed: dict[str, Any]) -> None:
         import ray
         import torch
 
         torch.set_num_threads(1)
-        net, settings, model = ray.get(held)
-        self.looker = Looker(net, settings, model)
+        net, self.settings, model = ray.get(held)
+        self.pool = Workers(reader, 1)
+        self.looker, self.listing = Looker(net, self.settings, model), Listing(**listed)
 
-    def __call__(self, block: Block) -> Block:
-        """The rows of a batch."""
-        items, answers = pickle.loads(block["batch"][0])
-        rows = pickle.dumps(self.looker(items, answers))
-        return _block(int(block["part"][0]), bool(block["is_last"][0]), rows=rows)
+    def __call__(self, block: Block) -> Iterator[Block]:
+        """Numbers of parts -> the rows of their batches, as they come."""
+        for number in block["number"].tolist():
+            batches = batches_of(self.listing, number, self.settings.batch)
+            answers = self.pool.answers([item for _, item in batch] for batch in batches)
+            for i, (batch, read) in enumerate(zip(batches, answers, strict=True)):
+                rows = pickle.dumps(self.looker(batch, read))
+                is_last = i == len(batches) - 1
+                yield {
+                    "number": np.array([number]),
+                    "is_last": np.array([is_last]),
+                    "rows": np.array([rows], object),
+                }
 
 
 @contextmanager
 def _in_order(ray: Any) -> Iterator[None]:
-    """Rows come out in the order of what went in, in blocks that stream."""
+    """Rows come out in the order of what went in."""
     context = ray.data.DataContext.get_current()
-    kept = context.execution_options.preserve_order, context.enable_progress_bars, context.target_max_block_size
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars, context.target_max_block_size = False, BLOCK
+    kept = context.execution_options.preserve_order, context.enable_progress_bars
+    context.execution_options.preserve_order, context.enable_progress_bars = True, False
     try:
         yield
     finally:
-        context.execution_options.preserve_order, context.enable_progress_bars, context.target_max_block_size = kept
+        context.execution_options.preserve_order, context.enable_progress_bars = kept
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from whatwhere.annotate.sources import Item
 from whatwhere.errors import extra
 from whatwhere.explanation import Explanation
 from whatwhere.geometry import Box
-from whatwhere.images import printable
 from whatwhere.regions import rle
 from whatwhere.regions.components import components
 from whatwhere.types import Mask
@@ -22,7 +21,7 @@ class Row:
 
     Attributes:
         image: the picture's number in the source.
-        path: its name under the source's root, in one line; bytes that are no UTF-8 are written as \xff.
+        path: its name under the source's root; bytes that are no UTF-8 are written as \xff.
         sha256: of the file; None where it could not be read.
         height: of the upright picture, in pixels, as all that follows; None where it could not be used.
         width: as height.
@@ -113,7 +112,7 @@ def rows_of(image: int, item: Item, sha256: str, seen: Sequence[Explanation], mo
     for one in seen:
         told: dict[str, Any] = {
             "image": image,
-            "path": printable(item.name),
+            "path": item.path,
             "sha256": sha256,
             "height": one.size[0],
             "width": one.size[1],
@@ -137,7 +136,7 @@ def rows_of(image: int, item: Item, sha256: str, seen: Sequence[Explanation], mo
 def failed_row(image: int, item: Item, failed: Failed, method: str, model: str) -> Row:
     """The row of a picture that could not be used."""
     digest = failed.digest or None
-    return Row(image=image, path=printable(item.name), sha256=digest, method=method, model=model, error=failed.error)
+    return Row(image=image, path=item.path, sha256=digest, method=method, model=model, error=failed.error)
 
 
 def schema() -> Any:

@@ -43,6 +43,11 @@ class Item:
     size: int = 0
     error: str = ""
 
+    @property
+    def path(self) -> str:
+        r"""The name as text, with bytes that are no UTF-8 written as \xff."""
+        return os.fsencode(self.name).decode("utf-8", "backslashreplace")
+
     def told(self) -> bytes:
         """All of it, as bytes that no other item has."""
         words = [self.name, self.shard, str(self.offset), str(self.size), self.error]

@@ -17,6 +17,7 @@ from whatwhere.annotate.rows import Picture
 from whatwhere.errors import DataError
 from whatwhere.files import aside
 from whatwhere.geometry import Box
+from whatwhere.images import printable
 from whatwhere.reports.page import data_uri, pages
 from whatwhere.reports.picture import outline, write
 
@@ -68,7 +69,7 @@ class Summary:
             self._digests.append(digest)
         if picture.error is not None:
             self.failed += 1
-            self.reasons[picture.error.removeprefix(f"{picture.path}: ")] += 1
+            self.reasons[picture.error.removeprefix(f"{printable(picture.path)}: ")] += 1
             if len(self.failures) < FAILURES:
                 self.failures.append(picture.error)
             return
@@ -178,7 +179,7 @@ def _figures(pictures: Sequence[Picture], shown: dict[int, Image.Image | None]) 
         figures.append(
             {
                 "picture": data_uri(thumbnail) if thumbnail else None,
-                "name": picture.path,
+                "name": printable(picture.path),
                 "label": row.label,
                 "trust": row.trust,
                 "probability": row.probability,

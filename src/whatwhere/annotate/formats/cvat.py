@@ -1,5 +1,6 @@
 """CVAT for images 1.1, as XML: a box and a mask a region, in one group; masks are run lengths inside their box."""
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -11,6 +12,8 @@ from whatwhere.annotate.rows import Picture, Row
 from whatwhere.types import Mask
 
 FILE = "annotations.xml"
+_NEVER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""What XML has no way to say."""
 
 
 def write(found: Annotations, folder: Path) -> None:
@@ -44,7 +47,12 @@ def _meta(labels: list[str], size: int) -> Element:
 
 
 def _image(picture: Picture, size: tuple[int, int]) -> Element:
-    named = {"id": str(picture.image), "name": picture.path, "width": str(size[1]), "height": str(size[0])}
+    named = {
+        "id": str(picture.image),
+        "name": _NEVER.sub("?", picture.path),
+        "width": str(size[1]),
+        "height": str(size[0]),
+    }
     image = Element("image", named)
     for group, row in enumerate(picture.regions, 1):
         for word, told in (("box", _edges(row)), ("mask", _runs(row))):
