@@ -286,7 +286,7 @@ def node(options: argparse.Namespace) -> None:
     root = drawn(options.folder, options.images, SMALL)
     with tempfile.TemporaryDirectory() as scratch:
         local, out = Path(scratch, "local"), Path(scratch, "ray")
-        told = {"backend": "torch", "part": 32, "batch": 8}
+        told = {"backend": "torch", "part": 16, "batch": 8}
         annotate(whatwhere.load(), str(root), local, **told)
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         second = nodes.add_node(num_cpus=2)
@@ -294,7 +294,7 @@ def node(options: argparse.Namespace) -> None:
         state = {"killed": False}
 
         def watch(done: int, total: int, failed: int) -> None:
-            if not state["killed"] and done >= total / 3:
+            if not state["killed"] and done:
                 state["killed"] = True
                 nodes.remove_node(second, allow_graceful=False)
                 print(f"a node was killed at {done} of {total}", flush=True)

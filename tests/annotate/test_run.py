@@ -1,7 +1,9 @@
 """Rows are those of ``explain``, whoever makes them; what was begun otherwise, or elsewhere, is refused."""
 
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -347,3 +349,16 @@ def test_the_folder_is_readable_by_others(whole):
     damaged.unlink()
     with pytest.raises(DataError, match="holds no annotations"):
         Annotations(Path(whole.folder, "parts"))
+
+
+def test_threads_look_at_once_with_a_network_each():
+    net = whatwhere.load(gap_net(SIZE), preprocess=plain(SIZE))
+    looker, images = Looker(net, Settings("gradcam", 0.25, (), 4, "torch"), "m"), torch.rand(4, 3, *SIZE)
+    items, answers = [(0, Item("0"))], [Read("0", (30, 50), images[0].numpy())]
+    assert looker.is_many
+    with ThreadPoolExecutor(2) as pool:
+        barrier = Barrier(2)
+        nets = list(pool.map(lambda _: (barrier.wait(), looker.net)[1], range(2)))
+        rows = list(pool.map(lambda _: looker(items, answers), range(8)))
+    assert nets[0].network is not nets[1].network is not net.network
+    assert all(one == rows[0] for one in rows)

@@ -1,8 +1,10 @@
 """Reads -> rows: the network, on the fastest engine at hand, the maps and the regions. This is what holds a model."""
 
+import copy
 import hashlib
 import importlib.util
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -125,12 +127,30 @@ class Looker:
         """
         self.settings, self.digest = settings, digest
         backend: Backend | None = None if settings.backend == "torch" else settings.backend
-        self.net = net if backend is None else net.compiled(backend)
+        self._net = net if backend is None else net.compiled(backend)
+        self._own = threading.local()
 
     @property
     def is_many(self) -> bool:
-        """Whether several threads that look at once are faster than one: an engine that needs no lock."""
-        return self.settings.backend == "onnxruntime"
+        """Whether threads look at once, each of them alone: what comes out then does not depend on their number.
+
+        OpenVINO takes one batch at a time, on all threads, and so does a GPU.
+        """
+        return self.settings.backend == "onnxruntime" or self._is_copied
+
+    @property
+    def _is_copied(self) -> bool:
+        return self.settings.backend == "torch" and self._net.device.type == "cpu"
+
+    @property
+    def net(self) -> Classifier:
+        """The classifier of this thread: torch's modules are one thread's at a time, so each has its copy."""
+        if not self._is_copied:
+            return self._net
+        if not hasattr(self._own, "net"):
+            self._own.net = copy.deepcopy(self._net)
+        found: Classifier = self._own.net
+        return found
 
     def __call__(self, items: Sequence[tuple[int, Item]], answers: Sequence[Answer]) -> list[Row]:
         """The rows of a batch, in order.
