@@ -23,6 +23,7 @@ ROOMS = [
     "inspection",
     "curation",
     "evaluation",
+    "annotate",
     "reports",
     "training",
     "apps",

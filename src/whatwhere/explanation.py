@@ -5,7 +5,7 @@ photo -> pixels + Frame -> images (b c h w) -> trace -> score -> map (b y x)
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -28,7 +28,7 @@ from whatwhere.regions import rle
 from whatwhere.regions.components import components
 from whatwhere.regions.threshold import Threshold, mask_of, parsed
 from whatwhere.scores import of_class
-from whatwhere.types import Heat, Mask, Pixels, Size
+from whatwhere.types import Heat, Images, Logits, Mask, Pixels, Size
 
 THRESHOLD = 0.25
 """A share of the maximum, for maps whose threshold nobody has measured."""
@@ -233,16 +233,48 @@ def _explain_batch(
 ) -> list[list[Explanation]]:
     if not photos:
         return []
+    inputs, frames = zip(*(net.preprocess(photo) for photo in photos), strict=True)
+
+    def choose(logits: Logits) -> list[list[int]]:
+        return [classes_of(target, net.labels, row) for target, row in zip(targets, logits, strict=True)]
+
+    return explain_inputs(net, torch.stack(inputs), list(frames), photos, choose, method, threshold)
+
+
+def explain_inputs(
+    net: Classifier,
+    inputs: Images,
+    frames: list[Frame],
+    photos: list[Photo],
+    choose: Callable[[Logits], list[list[int]]],
+    method: str | Method = "gradcam",
+    threshold: Threshold | None = None,
+) -> list[list[Explanation]]:
+    """As ``explain`` for one batch, of photos that are prepared already.
+
+    Args:
+        net: the classifier.
+        inputs: (b d h w), what ``net.preprocess`` made of the photos, on any device.
+        frames: how each lies in its input.
+        photos: what the explanations are of.
+        choose: from the logits (b k), the indices of the classes to explain in each, one at least.
+        method: as of ``explain``.
+        threshold: as of ``explain``.
+
+    Raises:
+        DataError: the network gives nan for one of them; names which.
+        InputError: an unknown method.
+        UnsupportedError: the method does not apply to the network.
+    """
     function = find_method(method)
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     # a wrong one is said before any work
     threshold = parsed(net.thresholds.get(name, THRESHOLD) if threshold is None else threshold)
-    inputs, frames = zip(*(net.preprocess(photo) for photo in photos), strict=True)
-    trace = net.trace(torch.stack(inputs).to(net.device))
+    trace = net.trace(inputs.to(net.device))
     logits = trace.logits.detach()
     _refuse_nan(logits, photos, f"{net.name} gives nan or infinite logits")
     probabilities = net.probabilities(logits).cpu()
-    classes = [classes_of(target, net.labels, row) for target, row in zip(targets, logits, strict=True)]
+    classes = choose(logits)
     maps = []
     for slot in range(max(map(len, classes))):
         # images with fewer targets repeat their last one; it is not read

@@ -23,6 +23,31 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def lasting(path: Path) -> Iterator[Path]:
+    """As ``aside``, of a file that stays if the power fails next: its bytes reach the disk before its name does.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; what had that name is as it was.
+    """
+    with aside(path) as written:
+        yield written
+        with written.open("rb+") as file:
+            os.fsync(file.fileno())
+    settle(path.parent)
+
+
+def settle(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def held(path: Path) -> Iterator[None]:
     """For a while, nobody else holds the file of that name; it is let go however the process ends.
 

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Literal, get_args
+from typing import IO, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -83,10 +84,22 @@ def open_photo(source: Source | Photo, *, name: str | None = None, max_pixels: i
         raise DataError(f"{name}: the file is empty")
     try:
         with path.open("rb") as file:
-            with _unbounded_header():
-                opened = Image.open(file)
-            with opened:
-                return Photo(_decode(opened, name, max_pixels), name)
+            return photo_in(file, name, max_pixels)
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from error
+
+
+def photo_in(file: BufferedIOBase, name: str, max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read an image from an open file, as ``open_photo`` reads one.
+
+    Raises:
+        DataError: it is truncated, too large or no image.
+    """
+    try:
+        with _unbounded_header():
+            opened = Image.open(cast("IO[bytes]", file))
+        with opened:
+            return Photo(_decode(opened, name, max_pixels), name)
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image, or of a format that is not known") from error
     except DataError:
@@ -105,10 +118,15 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 def image_files(folder: Path) -> list[Path]:
     """Every file below ``folder`` with an image's suffix, sorted; hidden ones are left out."""
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    suffixes = readable - _NO_PICTURES
+    suffixes = image_suffixes()
     found = (Path(root, file) for root, _, files in os.walk(folder) for file in files)
     return sorted(file for file in found if file.suffix.lower() in suffixes and not _hidden(file.relative_to(folder)))
+
+
+def image_suffixes() -> set[str]:
+    """What names of photographs end with, in small letters."""
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return readable - _NO_PICTURES
 
 
 _NO_PICTURES = {

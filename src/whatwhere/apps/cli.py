@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from whatwhere.apps import inspecting, measuring, training
+from whatwhere.apps import annotating, inspecting, measuring, training
 from whatwhere.apps.console import (
     BatchOption,
     DeviceOption,
@@ -181,6 +181,7 @@ def _counted(results: Iterable[Any], progress: Progress, task: Any) -> Iterator[
 app.add_typer(measuring.app)
 app.add_typer(training.app)
 app.add_typer(inspecting.app)
+app.add_typer(annotating.app)
 
 
 def main() -> None:
