@@ -84,11 +84,11 @@ class ColourHistogram(Histograms):
     def __init__(
         self,
         num_classes: int,
-        space: str = "hsv",
-        bins: Sequence[int] = (12, 4, 4),
+        space: str = "lab",
+        bins: Sequence[int] = (5, 8, 8),
         cell: int = 8,
         soft: bool = True,
-        kernel: str = "hellinger",
+        kernel: str = "chi2",
         levels: int = 1,
     ) -> None:
         """A colour histogram with fresh weights.

@@ -18,21 +18,24 @@ class OrientedCells(nn.Module):
     """Pictures of RGB in [0, 1] -> each cell's histogram of orientations, as it is in every block that has the cell.
 
     A cell is normalized in block x block blocks, in each of which it has another place: (b block*block*o y x), place
-    by place. At the border some of these blocks do not exist, and are 0. All numbers are scikit-image's own.
+    by place. At the border some of these blocks do not exist, and are 0. All numbers are scikit-image's own, mapped
+    for an additive kernel.
     """
 
-    def __init__(self, orientations: int, cell: int, block: int) -> None:
+    def __init__(self, orientations: int, cell: int, block: int, kernel: str = "linear") -> None:
         super().__init__()
+        if kernel not in KERNELS:
+            raise InputError(f"a kernel is one of {', '.join(KERNELS)}, got {kernel!r}")
         if orientations < 1 or block < 1:
             raise InputError(f"wanted at least 1 orientation and blocks of 1 cell, got {orientations} and {block}")
         with extra("classic", "HOG"):
             import skimage.feature  # noqa: F401
-        self.orientations, self.cell, self.block = orientations, cell, block
+        self.orientations, self.cell, self.block, self.kernel = orientations, cell, block, kernel
         side = (2 * block - 1) * cell + 2.0  # of the blocks around a cell, and a pixel for the gradient
         self.sees: Sees = ((side,) * 2, (cell,) * 2, (-(block - 1) * cell - 1.0,) * 2)
 
     def forward(self, images: Images) -> Features:
-        """(b block*block*o y x)."""
+        """(b block*block*o y x), or for each number of the kernel's so many."""
         from skimage.feature import hog
 
         y, x = cells_in(tuple(images.shape[2:]), self.cell, "HOG")
@@ -56,7 +59,7 @@ class OrientedCells(nn.Module):
                 for j in range(n):
                     own = torch.from_numpy(blocks[:, :, i, j]).permute(2, 0, 1)
                     cells[i, j, :, i : y - n + 1 + i, j : x - n + 1 + j] = own
-            found.append(cells.flatten(0, 2))
+            found.append(torch.cat(mapped(cells.flatten(0, 2), self.kernel)))
         return stacked(found, images)
 
 
@@ -91,17 +94,14 @@ class Hog(nn.Module):
             MissingExtraError: scikit-image is not installed.
         """
         super().__init__()
-        if kernel not in KERNELS:
-            raise InputError(f"a kernel is one of {', '.join(KERNELS)}, got {kernel!r}")
         y, x = cells_in(tuple(size), cell, "HOG")
-        self.kernel, self.cells = kernel, OrientedCells(orientations, cell, block)
-        self.grid, self.flatten = nn.Identity(), nn.Flatten()
+        self.cells, self.flatten = OrientedCells(orientations, cell, block, kernel), nn.Flatten()
         self.num_features = block * block * orientations * KERNELS[kernel]
         self.classify = nn.Linear(self.num_features * y * x, num_classes)
 
     def forward_features(self, images: Images) -> Features:
         """Mapped histograms of the cells (b c y x)."""
-        features: Features = self.grid(torch.cat(mapped(self.cells(images), self.kernel), 1))
+        features: Features = self.cells(images)
         return features
 
     def forward_head(self, features: Features) -> Logits:

@@ -1,6 +1,6 @@
 """A name -> a classic, and the pictures that it takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,7 @@ NAMES: dict[str, tuple[Callable[..., nn.Module], Size]] = {
     "linear": (Perceptron, (32, 32)),
     "mlp": (Perceptron, (32, 32)),
     "color-histogram": (ColourHistogram, (64, 64)),
-    "hog": (Hog, (128, 128)),
+    "hog": (Hog, (64, 64)),
     "visual-words": (VisualWords, (128, 128)),
 }
 """What makes each of them, and the size of its pictures where nothing else is said."""
@@ -27,7 +27,9 @@ HIDDEN = (256,)
 """Of an mlp where nothing else is said."""
 
 
-def classic(name: str, classes: int, size: Size | None = None, **options: Any) -> tuple[nn.Module, Preprocess]:
+def classic(
+    name: str, classes: int, size: Sequence[int] | None = None, **options: Any
+) -> tuple[nn.Module, Preprocess]:
     """A classic with fresh weights, and how photos become its input: RGB in [0, 1], of pixels alone around grey.
 
     Args:

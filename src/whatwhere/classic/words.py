@@ -110,10 +110,10 @@ class VisualWords(Histograms):
     def __init__(
         self,
         num_classes: int,
-        words: int = 1000,
+        words: int = 500,
         cell: int = 4,
         radius: int = 8,
-        colour: float = 0.0,
+        colour: float = 2.0,
         nearest: int = 1,
         kernel: str = "hellinger",
         levels: int = 1,

@@ -14,8 +14,8 @@ from whatwhere.training.data import Pictures, looks, seed_of
 from whatwhere.training.light import in_smaller_batches
 
 WORDS = "words.safetensors"
-KEPT = 2**17
-"""Descriptors that are kept of all pictures together, at most: as many of each."""
+KEPT, EACH = 2**17, 2**7
+"""Descriptors that are kept, at most, and of each picture at least, where it has as many: so many pictures do."""
 AT_ONCE = 4096
 """Descriptors of a step of k-means."""
 
@@ -40,7 +40,7 @@ def learn_words(
         pictures: to learn from; labels are not looked at.
         file: where the words are kept, and taken from if they are there.
         seed: of what is drawn, and of k-means.
-        kept: descriptors, at most.
+        kept: descriptors, at most, of pictures that are drawn where there are many.
         batch: pictures that go through at once; where memory does not suffice, half of them.
         seen: called with how many pictures of how many have been looked at.
 
@@ -58,8 +58,8 @@ def learn_words(
         return
     with extra("classic", "learning visual words"):
         from sklearn.cluster import MiniBatchKMeans
-    chosen = sorted(np.random.default_rng(seed).permutation(len(pictures))[:kept].tolist())
-    some, each = pictures.part(chosen), max(1, kept // len(pictures))
+    chosen = sorted(np.random.default_rng(seed).permutation(len(pictures))[: max(1, kept // EACH)].tolist())
+    some, each = pictures.part(chosen), kept // len(chosen)
     points = in_smaller_batches(lambda at_once: _drawn(net, network, some, each, seed, at_once, seen), batch)
     count, differing = len(dictionary.words), len(np.unique(points, axis=0))
     if differing < count:
