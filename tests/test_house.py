@@ -14,6 +14,7 @@ ROOMS = [
     "types",
     "geometry",
     "images",
+    "classic",
     "classifiers",
     "scores",
     "maps",

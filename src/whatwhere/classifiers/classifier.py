@@ -166,6 +166,11 @@ class Classifier(ABC):
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
     @property
+    def positional(self) -> bool:
+        """Whether what decides has weights of its own for every cell, as a network says of itself."""
+        return bool(getattr(self.network, "positional", False))
+
+    @property
     def inner(self) -> nn.Module:
         """The network, for methods that look at more of it than the split gives.
 

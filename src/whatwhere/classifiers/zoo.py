@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from whatwhere.classic.named import NAMES as CLASSICS
+from whatwhere.classic.named import classic
 from whatwhere.classifiers import camnets
 from whatwhere.classifiers.backbones import dilate, headed, probe, renewed
 from whatwhere.classifiers.classifier import logits_of
@@ -74,7 +76,7 @@ def build(
     return network.eval(), preprocess
 
 
-UNTRAINED = ("lenet5",)
+UNTRAINED = ("lenet5", *CLASSICS)
 """Networks that there are no weights of."""
 OWN = (*UNTRAINED, *camnets.NAMES, ENSEMBLE)
 """Networks that no library has."""
@@ -88,6 +90,8 @@ def _own(
         return None
     if classes is None:
         raise InputError(f"{name} has no weights of its own to load; train it, and load the run")
+    if name in CLASSICS:
+        return classic(name, classes, **options)
     if name == "lenet5":
         return LeNet5(classes, **options), Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
     if name == ENSEMBLE:

@@ -223,7 +223,9 @@ def field_of(net: Classifier, layer: str, dataset: Dataset, pictures: int = 4) -
     """
     try:
         field = receptive_field(net.inner, layer, len(net.preprocess.mean))
-        if all(2 * seen <= side for seen, side in zip(field.size, net.preprocess.size[-2:], strict=True)):
+        if hasattr(net.inner.get_submodule(layer), "sees") or all(
+            2 * seen <= side for seen, side in zip(field.size, net.preprocess.size[-2:], strict=True)
+        ):
             return field
     except UnsupportedError:
         pass

@@ -78,6 +78,8 @@ def receptive_field(network: nn.Module, layer: str, channels: int = 3) -> Recept
         UnsupportedError: the layer gives no grid, its cells do not look at windows at even steps, or the network
             takes images of one size only.
     """
+    if sees := getattr(network.get_submodule(layer), "sees", None):  # it counts with libraries that no number passes
+        return ReceptiveField(*sees)
     copied = deepcopy(network).to("cpu", torch.float32)
     for narrow in NARROW:
         try:
@@ -110,7 +112,8 @@ def effective_field(network: nn.Module, layer: str, images: Images, share: float
         share: of the gradient's energy.
 
     Raises:
-        UnsupportedError: the layer gives no grid, or the network does not take the images.
+        UnsupportedError: the layer gives no grid, no gradient reaches the pixels, or the network does not take the
+            images.
     """
     with torch.inference_mode(False), torch.enable_grad():
         copied = deepcopy(network).cpu().float().requires_grad_(False)
@@ -118,6 +121,8 @@ def effective_field(network: nn.Module, layer: str, images: Images, share: float
         grid = Layer(copied, layer, images.shape[1]).grid(pixels)
         row, column = (side // 2 for side in grid.shape[2:])
         signs = torch.randn(grid.shape[:2], generator=torch.Generator().manual_seed(0)).sign()
+        if not grid.requires_grad:
+            raise UnsupportedError(f"layer {layer!r} counts pixels with a library that no gradient passes")
         (gradient,) = torch.autograd.grad((signs * grid[:, :, row, column]).sum(), pixels)
     try:
         field = receptive_field(network, layer, images.shape[1])

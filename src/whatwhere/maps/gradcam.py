@@ -14,6 +14,8 @@ def gradcam(trace: Trace, score: Score) -> Weights:
 
     ``a_c = mean_yx dS / dA_c(y, x)`` (eq. 1) and ``M = sum_c a_c A_c`` (eq. 2, before its ReLU, which is
     ``positive``). On a network of global average pooling and a linear layer, CAM divided by the number of
-    cells.
+    cells. Where what decides has weights of its own for every cell, as of a classifier of pixels or of HOG, each
+    activation is a channel of one cell, and the map is HiResCAM's.
     """
-    return trace.gradient(score).flatten(2).mean(2)
+    gradient = trace.gradient(score)
+    return gradient if trace.net.positional else gradient.flatten(2).mean(2)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whatwhere.classic.named import SIZED
+from whatwhere.classic.words import VisualWords
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.classifiers.dfl import DflNet
@@ -26,6 +28,7 @@ from whatwhere.reports.evaluation import write_evaluation
 from whatwhere.training.aids import AIDS
 from whatwhere.training.bank import Grids, fit_bank, general_of, grids_of
 from whatwhere.training.data import MANY, Splits, drawing, looks, split_data
+from whatwhere.training.dictionary import WORDS, learn_words
 from whatwhere.training.filters import FILTERS, initialize_filters
 from whatwhere.training.folder import (
     METRICS,
@@ -145,6 +148,7 @@ def _train(out: Path, task: Task, strict: bool, how: Mapping[str, Any], watch: W
         rows += _light_bank(net, recipe, splits, state, watch)
     else:
         _begin_filters(net, recipe, splits, state, watch)
+        _begin_words(net, recipe, splits, state, watch)
         if recipe.mode == "light" or recipe.light_start:
             rows.append(_light(net, recipe, splits, state, watch))
     net.network.to("cpu")
@@ -204,19 +208,26 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
     with drawing(recipe.seed), settings_blamed(blamed):
         if (folder / RUN).exists():
             old = load_run(folder)
-            name, options, preprocess = old.name, {**old.options, **options} | head, old.preprocess
+            name, preprocess = old.name, old.preprocess
+            options = {**old.options, **options, **_sized(name, recipe)} | head
             network, _ = build(name, pretrained=False, num_classes=k, **options)
             own, decide = network.state_dict(), {id(t) for t in _deciding_of(network)}
             new = {key for key, t in network.state_dict(keep_vars=True).items() if id(t) in decide}
             known = {
                 key: t for key, t in old.network.state_dict().items() if key in own and own[key].shape == t.shape
             }
+            if isinstance(network, VisualWords) and options != old.options:
+                known = {key: t for key, t in known.items() if "dictionary" not in key}  # of other descriptors
             if list(old.labels) != list(splits.labels):
                 known = {key: t for key, t in known.items() if key not in new}
             network.load_state_dict(known, strict=False)
         else:
-            name, options = recipe.model, options | head
+            name, options = recipe.model, options | _sized(recipe.model, recipe) | head
             network, preprocess = build(name, pretrained=recipe.pretrained, num_classes=k, **options)
+    if recipe.mode == "light" and name == "mlp" and not (folder / RUN).exists():
+        raise InputError(
+            "the hidden layers of an mlp learn in full mode, --full; light mode trains a last layer alone"
+        )
     if isinstance(network, DflNet) and losses:
         raise InputError(f"a filter bank has a loss of its own, and so has {losses[0]}; choose one")
     if isinstance(network, DflNet):  # what is chosen today may be another layer tomorrow
@@ -232,6 +243,11 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
     )
     net.options = options
     return net
+
+
+def _sized(name: str, recipe: Recipe) -> dict[str, Any]:
+    """The option of a network that is built for pictures of one size."""
+    return {"size": list(recipe.size)} if name in SIZED and recipe.size is not None else {}
 
 
 def _deciding_of(network: nn.Module) -> Iterator[Tensor]:
@@ -292,6 +308,18 @@ def _light_bank(net: Classifier, recipe: Recipe, splits: Splits, state: Path, wa
         held,
         seen=lambda n, of: watch("training the filter bank", n, of),
     )
+
+
+def _begin_words(net: Classifier, recipe: Recipe, splits: Splits, state: Path, watch: Watch) -> None:
+    """Learn the dictionary of a bag of words, but where it has one already."""
+    if isinstance(net.network, VisualWords) and not net.network.dictionary.words.any():
+        learn_words(
+            net,
+            splits.train,
+            state / WORDS,
+            seed=recipe.seed,
+            seen=lambda n, of: watch("looking for words", n, of),
+        )
 
 
 def _light(net: Classifier, recipe: Recipe, splits: Splits, state: Path, watch: Watch) -> dict[str, Any]:

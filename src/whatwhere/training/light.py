@@ -23,6 +23,8 @@ from whatwhere.training.objective import loss_of, prior_of
 
 DECAYS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Of the weights, on features whose mean square is 1: what cross-validation chooses from."""
+WIDE = 4096
+"""Features of more numbers than this, and than twice as many as there are of them, are rotated into fewer."""
 PLAIN_DECAY = 1e-4
 """Where cross-validation takes too long, or has nothing to go by."""
 Found = TypeVar("Found")
@@ -198,6 +200,9 @@ def fit_last_layer(
     middle = features.mean((0, 1)) if features.ndim == 3 else torch.zeros(())
     scale = (features - middle).square().sum(2).mean().sqrt().clamp(min=1e-12)
     read = (features - middle) / scale
+    narrow: Tensor | None = None
+    if features.ndim == 3 and features.shape[2] > max(WIDE, 2 * features.shape[:2].numel()):
+        read, narrow = rotated(read)
     labels = targets.argmax(1)
     enough = float((targets.sum(0) > 1).float().mean()) >= 0.5
     candidates = DECAYS if decay == 0 and enough and features.ndim == 3 else ()
@@ -217,8 +222,26 @@ def fit_last_layer(
         choice = Choice(best, accuracy)
     found = _fitted(part, read, targets, choice.decay, adjustment, smoothing, net.activation)
     seen(1, 1)
+    if narrow is not None:
+        assert isinstance(found, nn.Linear)
+        wide = nn.Linear(len(narrow), targets.shape[1])
+        wide.weight.data, wide.bias.data = found.weight.detach() @ narrow.T, found.bias.detach()
+        found = wide
     _put_back(part, found, middle, scale)
     return choice
+
+
+def rotated(features: Float[Tensor, "n v c"]) -> tuple[Float[Tensor, "n v r"], Float[Tensor, "c r"]]:
+    """Long features in the space of their own rows, and the rotation: as many numbers as there are rows, at most.
+
+    Weights under an L2 penalty lie in that space (the representer theorem), so what is fitted there is what would
+    have been fitted to the features themselves.
+    """
+    rows = features.flatten(0, 1)
+    values, vectors = torch.linalg.eigh((rows @ rows.T).double())
+    kept = values > 1e-6 * values[-1].clamp(min=1e-30)  # below that the product has no digits
+    rotation = (rows.T @ (vectors[:, kept] / values[kept].sqrt()).to(rows)).contiguous()
+    return (rows @ rotation).unflatten(0, features.shape[:2]), rotation
 
 
 def _fitted(

@@ -1,0 +1,5 @@
+"""The figures that trainings learn."""
+
+from training.conftest import figures
+
+__all__ = ["figures"]
