@@ -71,8 +71,3 @@ def test_the_public_names_are_there():
 
 def test_the_package_imports_without_torch():
     subprocess.run([sys.executable, "-c", "import sys, whatwhere; assert 'torch' not in sys.modules"], check=True)
-
-
-def test_the_function_is_never_hidden_by_a_module():
-    code = "import whatwhere, whatwhere.explanation, whatwhere.apps.cli; assert callable(whatwhere.explain)"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -66,7 +66,7 @@ def test_what_it_cannot_follow_it_leaves_out():
     ("name", "layers", "options"),
     [
         ("lenet5", ("grid.0", "grid"), {"num_classes": 3}),
-        ("torchvision/vgg16", ("features.2", "features.9"), {}),
+        ("torchvision/vgg16", ("features.2", "features.9"), {"init_weights": False}),
         ("torchvision/resnet50", ("maxpool", "layer1.1.conv2"), {}),
         ("efficientnet-lite0", ("conv_stem", "blocks.2.0"), {}),
         ("timm/mobilenetv3_small_050", ("conv_stem", "blocks.2.0"), {}),

@@ -7,6 +7,8 @@ import torch
 from scenes import gap_net, plain
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vgg import make_layers
 
 import whatwhere
 from whatwhere.classifiers.hooked import HookedClassifier
@@ -87,10 +89,12 @@ def fused() -> nn.Module:
     )  # fmt: skip
 
 
-def torchvisions(name: str) -> nn.Module:
-    import torchvision
-
-    return torchvision.models.get_model(name, num_classes=5)
+def vgg() -> nn.Module:
+    """Torchvision's, narrow."""
+    return nn.Sequential(
+        make_layers([8, "M", 12, 12, "M"], batch_norm=True), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(48, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 5),
+    )  # fmt: skip
 
 
 PIECEWISE_LINEAR = {
@@ -101,8 +105,8 @@ PIECEWISE_LINEAR = {
         nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.1), nn.ConvTranspose2d(4, 5, 2, stride=2), nn.ReLU(), nn.Flatten(2),
         nn.Conv1d(5, 5, 7), nn.AdaptiveMaxPool1d(1), nn.Flatten(),
     ),
-    "resnet18": lambda: torchvisions("resnet18"),
-    "vgg11_bn": lambda: torchvisions("vgg11_bn"),
+    "resnet": lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5),
+    "vgg": vgg,
 }  # fmt: skip
 
 
@@ -110,7 +114,7 @@ PIECEWISE_LINEAR = {
 def test_completeness(name):
     """What is at the input and at the biases is the score, all of it."""
     torch.manual_seed(0)
-    size = (64, 96) if name in {"resnet18", "vgg11_bn"} else SIZE
+    size = (64, 96) if name in {"resnet", "vgg"} else SIZE
     network = with_statistics(PIECEWISE_LINEAR[name]()).double()
     net = classifier(network, 5, size, layer=next(name for name, _ in network.named_children()))
     batch = images(2, size).double()
