@@ -36,7 +36,7 @@ def test_the_same_rows_as_the_local_engine(tmp_path, monkeypatch):
     net = whatwhere.load(red_net(), preprocess=plain((24, 40)), labels=["blue", "red"])
     options = {"batch": 2, "part": 6}
     local = annotate(net, str(root), tmp_path / "local", workers=1, **options)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
     try:
         spread = annotate(net, str(root), tmp_path / "ray", engine="ray", **options)
     finally:
