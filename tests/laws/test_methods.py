@@ -219,7 +219,7 @@ def test_each_class_is_found_in_its_own_place(name):
     assert blue.box == Box(2, 30, 50, 33)
 
 
-@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize("name", sorted(WINDOWED))
 def test_the_most_evidence_lies_on_a_planted_blob(name):
     net = whatwhere.load(red_net(), preprocess=plain((40, 60)), labels=["blue", "red"])
     net.network[4].weight.data.mul_(20)  # sure enough for rise to tell from the noise of its samples
@@ -245,7 +245,7 @@ def test_increases_find_each_class_in_its_own_place(name):
     assert blue.box == Box(2, 30, 50, 33)
 
 
-@pytest.mark.parametrize("name", CLASS_AGNOSTIC)
+@pytest.mark.parametrize("name", sorted(CLASS_AGNOSTIC))
 def test_what_knows_no_class_does_not_read_the_score(name):
     network = vit_net() if name in TRANSFORMERS else gap_net()
     trace = whatwhere.load(network, preprocess=plain(SIZE)).trace(images(2))
