@@ -18,6 +18,7 @@ ROOMS = [
     "scores",
     "maps",
     "regions",
+    "presets",
     "datasets",
     "explanation",
     "inspection",

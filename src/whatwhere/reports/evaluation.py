@@ -24,6 +24,7 @@ from whatwhere.explanation import THRESHOLD, Explanation, explain
 from whatwhere.files import aside
 from whatwhere.geometry import Box
 from whatwhere.maps import METHODS
+from whatwhere.presets import PRESETS
 from whatwhere.reports.page import data_uri, pages
 from whatwhere.reports.picture import coloured, outline, textured
 
@@ -173,7 +174,7 @@ def _content(evaluation: Evaluation, net: Classifier, dataset: Dataset) -> dict[
         best[name] = (min if name in LOWER else max)(known) if len(known) > 1 else None
     classes = evaluation.settings["classes"]
     known_maps = bool(evaluation.rows)
-    can_look = known_maps and all(name in METHODS for name in evaluation.methods)
+    can_look = known_maps and all(name in METHODS or name in PRESETS for name in evaluation.methods)
     shortcuts = evaluation.shortcuts(first) if known_maps else []
     return {
         "settings": evaluation.settings,
