@@ -19,6 +19,7 @@ ROOMS = [
     "scores",
     "maps",
     "regions",
+    "presets",
     "datasets",
     "explanation",
     "inspection",

@@ -7,10 +7,12 @@ from .explanation import Explanation, explain, explain_each
 from .geometry import Box, Frame
 from .images import Photo, Preprocess, open_photo
 from .maps import METHODS
+from .presets import PRESETS
 from .reports.picture import draw
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "Box",
     "Classifier",
     "DataError",

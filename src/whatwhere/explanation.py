@@ -1,11 +1,11 @@
 """The road: image -> what and where.
 
 photo -> pixels + Frame -> images (b c h w) -> trace -> score -> map (b y x)
-      -> positive, unit, to_original: heat (H W) -> mask -> components -> Box
+      -> positive, unit, to_original, refine: heat (H W) -> mask -> components -> Box
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -24,6 +24,7 @@ from whatwhere.geometry import Box, Frame
 from whatwhere.images import MAX_PIXELS, Photo, Source, open_photo
 from whatwhere.maps import METHODS, Method
 from whatwhere.maps.shape import positive, to_original, unit
+from whatwhere.presets import PRESETS, Preset, Refine, find_preset
 from whatwhere.regions import rle
 from whatwhere.regions.components import components
 from whatwhere.regions.threshold import Threshold, mask_of, parsed
@@ -52,6 +53,7 @@ class Explanation:
         map: (y x) evidence for the class, raw and signed, one value a cell of the feature grid.
         frame: how the original lies in the network's input.
         threshold: what makes heat a mask.
+        refine: heat and pixels -> a sharper heat, where a preset has that.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Explanation:
     map: Float[np.ndarray, "y x"]
     frame: Frame
     threshold: Threshold
+    refine: Refine | None = None
 
     @property
     def size(self) -> Size:
@@ -82,9 +85,10 @@ class Explanation:
 
     @cached_property
     def heat(self) -> Heat:
-        """(H W) in [0, 1]: the positive part of the map, in pixels of the original image."""
+        """(H W) in [0, 1]: the positive part of the map, in pixels of the original image, and refined by a preset."""
         unitary = unit(positive(torch.from_numpy(self.map)[None]))
-        return to_original(unitary, self.frame)[0].numpy()
+        heat = to_original(unitary, self.frame)[0].numpy()
+        return self.refine(heat, self.pixels) if self.refine else heat
 
     @cached_property
     def mask(self) -> Mask:
@@ -117,6 +121,7 @@ def explain(  # type: ignore[overload-overlap]
     *,
     target: Target = ...,
     method: str | Method = ...,
+    preset: str | None = ...,
     threshold: Threshold | None = ...,
 ) -> list[Explanation]: ...
 @overload
@@ -127,6 +132,7 @@ def explain(
     target: Target = ...,
     targets: Sequence[Target] | None = ...,
     method: str | Method = ...,
+    preset: str | None = ...,
     threshold: Threshold | None = ...,
     batch: int = ...,
 ) -> list[list[Explanation]]: ...
@@ -137,6 +143,7 @@ def explain(
     target: Target = "top1",
     targets: Sequence[Target] | None = None,
     method: str | Method = "gradcam",
+    preset: str | None = None,
     threshold: Threshold | None = None,
     batch: int = 16,
 ) -> list[Explanation] | list[list[Explanation]]:
@@ -147,10 +154,12 @@ def explain(
         images: one image or several: paths, PIL images, uint8 arrays (H W), (H W 3) or (H W 4).
         target: what to explain, the same for every image: a class by index or name, "top5", or several.
         targets: instead of ``target``, something else for each image.
-        method: a name in ``whatwhere.METHODS``, or a function (trace, score) -> maps (b y x).
+        method: a name in ``whatwhere.METHODS`` or ``whatwhere.PRESETS``, or a function
+            (trace, score) -> maps (b y x).
+        preset: instead of ``method``, how sharp and at what cost: "fast", "balanced" or "best".
         threshold: on the heat: a fraction of its maximum, "otsu", or "p90" for a percentile. By default what the
-            classifier was calibrated to for the method, or .25, which gave the best boxes on 240 boxed photographs
-            of Imagenette (embedded classifier, Grad-CAM).
+            classifier was calibrated to for the method, or the preset's own, or .25, which gave the best boxes on
+            240 boxed photographs of Imagenette (embedded classifier, Grad-CAM).
         batch: images that go through the network at once.
 
     Returns:
@@ -158,10 +167,11 @@ def explain(
 
     Raises:
         DataError: an image cannot be read, or the network gives nan for it; names which.
-        InputError: an unknown class or method (with the three nearest names), or as many targets as there
+        InputError: an unknown class, method or preset (with the three nearest names), or as many targets as there
             are not images.
         UnsupportedError: the method does not apply to the network; names one that does.
     """
+    method = find_preset(preset) if preset is not None else method
     if not isinstance(images, Sequence) or isinstance(images, str):
         if targets is not None:
             raise InputError("targets are for several images; one image takes target=...")
@@ -184,6 +194,7 @@ def explain_each(
     *,
     target: Target = "top1",
     method: str | Method = "gradcam",
+    preset: str | None = None,
     threshold: Threshold | None = None,
     batch: int = 16,
     max_pixels: int = MAX_PIXELS,
@@ -193,6 +204,7 @@ def explain_each(
     Only one batch is held at a time.
     """
     given = enumerate(images)
+    method = find_preset(preset) if preset is not None else method
     options: dict[str, Any] = {"target": target, "method": method, "threshold": threshold}
     while part := [_opened(image, number, max_pixels) for number, image in islice(given, batch)]:
         photos = [one for one in part if isinstance(one, Photo)]
@@ -267,9 +279,10 @@ def explain_inputs(
         UnsupportedError: the method does not apply to the network.
     """
     function = find_method(method)
-    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+    name = _name_of(method)
     # a wrong one is said before any work
-    threshold = parsed(net.thresholds.get(name, THRESHOLD) if threshold is None else threshold)
+    threshold = parsed(threshold_of(net.thresholds, method) if threshold is None else threshold)
+    preset = function if isinstance(function, Preset) else None
     trace = net.trace(inputs.to(net.device))
     logits = trace.logits.detach()
     _refuse_nan(logits, photos, f"{net.name} gives nan or infinite logits")
@@ -294,6 +307,7 @@ def explain_inputs(
                 map=maps[slot][i].numpy(),
                 frame=frames[i],
                 threshold=threshold,
+                refine=preset.refine if preset else None,
             )
             for slot, index in enumerate(classes[i])
         ]
@@ -302,16 +316,28 @@ def explain_inputs(
 
 
 def find_method(method: str | Method) -> Method:
-    """A method by its name in ``METHODS``; functions pass through.
+    """A method by its name in ``METHODS`` or ``PRESETS``; functions pass through.
 
     Raises:
         InputError: no such method; names the three nearest.
     """
     if not isinstance(method, str):
         return method
-    if method not in METHODS:
-        raise InputError(f"no method is called {method!r}; nearest: {nearest(method, METHODS)}")
-    return METHODS[method]
+    known = METHODS | PRESETS
+    if method not in known:
+        raise InputError(f"no method is called {method!r}; nearest: {nearest(method, known)}")
+    return known[method]
+
+
+def threshold_of(thresholds: Mapping[str, float], method: str | Method) -> float:
+    """What makes a method's heat a mask: what a classifier was calibrated to, or a preset's own, or ``THRESHOLD``."""
+    function = find_method(method)
+    own = function.threshold if isinstance(function, Preset) else THRESHOLD
+    return thresholds.get(_name_of(method), own)
+
+
+def _name_of(method: str | Method) -> str:
+    return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
 
 
 def classes_of(target: Target, labels: Labels, logits: Float[Tensor, "k"]) -> list[int]:

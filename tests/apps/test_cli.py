@@ -54,6 +54,16 @@ def test_json_is_one_line_an_explanation_and_nothing_else(photos, tmp_path):
     assert (tmp_path / "index.html").is_file()
 
 
+def test_a_preset_is_named_where_a_method_is(photos):
+    (line,) = run("explain", photos[0], "--preset", "balanced", "--json").stdout.splitlines()
+    jsonschema.validate(json.loads(line), SCHEMA)
+    assert json.loads(line)["method"] == "balanced"
+    wrong = run("explain", photos[0], "--preset", "sharp")
+    assert wrong.exit_code == 2
+    assert "fast, balanced, best" in wrong.stderr
+    assert "balanced" in run("methods").stdout
+
+
 def test_failed_images_are_named_and_the_others_done(photos, tmp_path):
     (tmp_path / "bad[red].jpg").write_text("text")
     result = run("explain", tmp_path / "bad[red].jpg", photos[0], tmp_path / "none.jpg", "--json")

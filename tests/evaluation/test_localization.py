@@ -145,6 +145,14 @@ def test_pixels_by_hand():
     assert result["PxAP"].value == pytest.approx(1 / 4 + 2 / 4 + 1 / 4 * 4 / 5)
     assert (result["TPR"].value, result["FPR"].value) == (3 / 4, 1 / 30)
     assert result["pixel ROC AUC"].value == pytest.approx((3 * 30 + 29) / (4 * 30))
+    assert result["mask IoU"].value == pytest.approx(4 / 5)
+
+
+def test_masks_overlap_at_one_threshold_for_all():
+    # of one all four are the object, of the other only the highest: best at once at .8, apart at .2 and .8
+    top = (HEAT == 1).astype(np.int8)
+    tally = pixels_tally(["a"], [pixels_of(HEAT, ON)]) + pixels_tally(["b"], [pixels_of(HEAT, top)])
+    assert pixels_result(tally, 0.5)["mask IoU"].value == pytest.approx((1 / 4 + 1) / 2)
 
 
 def test_pixels_are_scikit_learns():

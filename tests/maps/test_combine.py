@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from scenes import gap_net, plain, red_net
+from scenes import deep_head_net, gap_net, plain, red_net
 from torch import nn
 
 import whatwhere
 from whatwhere.errors import InputError, UnsupportedError
 from whatwhere.maps import METHODS
 from whatwhere.maps.cam import cam
-from whatwhere.maps.combine import augment, eigen_smooth, fuse, refine, smooth, with_noise
+from whatwhere.maps.combine import augment, eigen_smooth, first_of, fuse, refine, root, smooth, with_noise
 from whatwhere.maps.eigencam import eigencam, eigengradcam
 from whatwhere.maps.gradcam import gradcam
 from whatwhere.maps.gradcampp import gradcampp
@@ -67,6 +67,25 @@ def test_augment_says_what_a_network_does_not_take():
     assert augment(gradcam)(trace, of_class(0)).shape == (1, *SIZE)
     with pytest.raises(UnsupportedError, match=r"leave scales at"):
         augment(gradcam, scales=(0.5,))(trace, of_class(0))
+
+
+def test_root_by_hand(trace):
+    def planted(trace, score):
+        return torch.tensor([[[-3.0, 0.0, 4.0], [16.0, 1.0, 9.0]], [[5.0] * 3] * 2])
+
+    found = root(planted)(trace, of_class(0))
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 0.0, 0.5], [1.0, 0.25, 0.75]], [[0.0] * 3] * 2]))
+
+
+def test_first_of_takes_the_first_that_applies(trace):
+    lawless = whatwhere.load(deep_head_net(), preprocess=plain(SIZE)).trace(images(2))
+    either = first_of(cam, gradcam)
+    assert either(trace, of_class(1)).equal(cam(trace, of_class(1)))
+    assert either(lawless, of_class(1)).equal(gradcam(lawless, of_class(1)))
+    with pytest.raises(UnsupportedError, match="linear in the mean"):
+        first_of(cam)(lawless, of_class(1))
+    with pytest.raises(InputError, match="at least one"):
+        first_of()
 
 
 @pytest.mark.parametrize(

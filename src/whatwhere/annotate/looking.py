@@ -11,13 +11,13 @@ from typing import Literal, get_args
 
 import torch
 
-from whatwhere.annotate.reading import Answer, Failed, Read, blank
+from whatwhere.annotate.reading import Answer, Failed, Read, seen_as
 from whatwhere.annotate.rows import Row, failed_row, rows_of
 from whatwhere.annotate.sources import Item
 from whatwhere.classifiers.classifier import Backend, Classifier
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.errors import DataError, InputError, UnsupportedError
-from whatwhere.explanation import THRESHOLD, Explanation, explain_inputs, find_method
+from whatwhere.explanation import Explanation, explain_inputs, find_method, threshold_of
 from whatwhere.geometry import Frame
 from whatwhere.regions.threshold import Threshold, parsed
 from whatwhere.types import Logits
@@ -94,7 +94,7 @@ def settings_for(
     chosen: Runs = told or _fastest(net, name if is_linear else "", images)
     return Settings(
         method=name,
-        threshold=parsed(thresholds.get(name, THRESHOLD) if threshold is None else threshold),
+        threshold=parsed(threshold_of(thresholds, name) if threshold is None else threshold),
         classes=tuple(dict.fromkeys(net.labels.find(one) for one in classes)),
         batch=batch,
         backend=chosen,
@@ -178,7 +178,7 @@ class Looker:
             return []
         inputs = torch.stack([torch.from_numpy(one.input) for one in reads])
         frames: list[Frame] = [self.net.preprocess.frame(one.size) for one in reads]
-        photos = [blank(item, one.size) for item, one in zip(items, reads, strict=True)]
+        photos = [seen_as(item, one) for item, one in zip(items, reads, strict=True)]
         settings = self.settings
         return explain_inputs(self.net, inputs, frames, photos, self._chosen, settings.method, settings.threshold)
 

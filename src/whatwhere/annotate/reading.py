@@ -12,7 +12,7 @@ from jaxtyping import Float
 from whatwhere.annotate.sources import Files, Item, files_under
 from whatwhere.errors import DataError, WhatWhereError
 from whatwhere.images import MAX_PIXELS, Photo, Preprocess, photo_in, printable
-from whatwhere.types import Size
+from whatwhere.types import Pixels, Size
 
 MAX_BYTES = 2**30
 """Files of more are not read from stores and archives, where all of one is held at once."""
@@ -28,11 +28,13 @@ class Read:
         digest: SHA-256 of the file, in hexadecimal.
         size: (H, W) of the upright picture.
         input: (d h w), float32.
+        pixels: (H W 3) of the upright picture, where the reader keeps them.
     """
 
     digest: str
     size: Size
     input: Float[np.ndarray, "d h w"]
+    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,13 @@ class Reader:
         root: of the source.
         preprocess: of the network.
         max_pixels: pictures of more are refused before they are decoded.
+        keeps: whether pixels go along, for heat that they refine.
     """
 
     root: str
     preprocess: Preprocess
     max_pixels: int = MAX_PIXELS
+    keeps: bool = False
 
     def __call__(self, item: Item) -> Read | Failed:
         """Whatever a file holds, this answers."""
@@ -76,7 +80,7 @@ class Reader:
                 if said is not None and said != _state(file):
                     raise DataError(f"{name}: the file was written to while it was read")
             prepared, _ = self.preprocess(photo)
-            return Read(digest, photo.size, prepared.numpy())
+            return Read(digest, photo.size, prepared.numpy(), photo.pixels if self.keeps else None)
         except DataError as error:
             return Failed(_line(str(error), item), digest)
         except OSError as error:
@@ -103,9 +107,10 @@ def photo_of(root: str, item: Item, max_pixels: int = MAX_PIXELS) -> Photo:
         raise DataError(f"{printable(item.name)}: {error.strerror or error}") from error
 
 
-def blank(item: Item, size: Size) -> Photo:
-    """A photo of that size and name without its pixels: they stay where they were read."""
-    return Photo(np.broadcast_to(np.uint8(0), (*size, 3)), printable(item.name))
+def seen_as(item: Item, read: Read) -> Photo:
+    """A photo of that size and name; without its pixels, where they stayed with who read them."""
+    pixels = np.broadcast_to(np.uint8(0), (*read.size, 3)) if read.pixels is None else read.pixels
+    return Photo(pixels, printable(item.name))
 
 
 def opened(item: Item, files: Files) -> tuple[io.BufferedIOBase, tuple[int, int] | None]:

@@ -17,8 +17,10 @@ from whatwhere.annotate.rows import Row
 from whatwhere.annotate.sources import digest_of, source_of
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.errors import DataError, InputError, extra, nearest
+from whatwhere.explanation import find_method
 from whatwhere.files import aside, held
 from whatwhere.images import MAX_PIXELS, printable
+from whatwhere.presets import Preset
 from whatwhere.regions.threshold import Threshold
 
 Engine = Literal["local", "ray"]
@@ -149,7 +151,9 @@ def _work(
     watch(done, told.images, failed)
     if not to_do:
         return
-    reader = Reader(told.root, net.preprocess, told.settings["max_pixels"])
+    function = find_method(settings.method)
+    keeps = isinstance(function, Preset) and function.refine is not None
+    reader = Reader(told.root, net.preprocess, told.settings["max_pixels"], keeps)
 
     def seen(rows: list[Row]) -> None:
         nonlocal done, failed

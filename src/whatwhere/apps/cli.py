@@ -51,6 +51,10 @@ def explain(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Image files, or folders of them.")],
     model: ModelOption = "efficientnet-lite0",
     method: MethodOption = "gradcam",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Instead of --method: fast, balanced or best; [bold]whatwhere methods[/] says more."),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(help="A class by name or index, or top5. May be given several times. \\[default: top1]"),
@@ -79,6 +83,7 @@ def explain(
         options: dict[str, Any] = {
             "target": target or "top1",
             "method": method,
+            "preset": preset,
             "threshold": threshold,
             "batch": batch,
         }
@@ -107,14 +112,17 @@ def demo(
 
 @app.command()
 def methods() -> None:
-    """List the map methods."""
+    """List the map methods, and the presets, which any --method takes too."""
     from whatwhere.maps import METHODS
+    from whatwhere.presets import PRESETS
 
     table = Table(box=None, pad_edge=False)
     table.add_column("method", style="bold")
     table.add_column("what it is")
     for name, function in METHODS.items():
         table.add_row(name, escape((function.__doc__ or "").splitlines()[0]))
+    for one in PRESETS.values():
+        table.add_row(one.name, escape(f"preset, {one.cost:g} times a forward: {one.about}"))
     stdout.print(table)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from whatwhere.classifiers.classifier import Classifier, Trace
 from whatwhere.datasets.sample import Dataset, Sample
 from whatwhere.errors import DataError, InputError
-from whatwhere.explanation import THRESHOLD, find_method
+from whatwhere.explanation import find_method, threshold_of
 from whatwhere.geometry import Box, Frame
 from whatwhere.images import Photo
 from whatwhere.maps import Method
@@ -90,8 +90,7 @@ def pooled(
         InputError: no such method, or classes in ``mapping`` that are not there.
         UnsupportedError: the method does not apply to the network.
     """
-    name = method if isinstance(method, str) else getattr(method, "__name__", "")
-    look, share = find_method(method), net.thresholds.get(name, THRESHOLD)
+    look, share = find_method(method), threshold_of(net.thresholds, method)
     known: dict[int, int] = {}
     if mapping:
         known = dataset.indices_in(net.labels, mapping)

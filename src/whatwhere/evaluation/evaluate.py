@@ -47,8 +47,9 @@ from whatwhere.explanation import find_method
 from whatwhere.geometry import Box, Frame
 from whatwhere.images import Photo
 from whatwhere.maps import Method
+from whatwhere.presets import Preset
 from whatwhere.scores import of_class
-from whatwhere.types import Heat, Truth
+from whatwhere.types import Heat, Pixels, Truth
 
 CHUNK = 64
 """Images that are counted together; where a run is cut into shards, and where it can be taken up again."""
@@ -63,7 +64,8 @@ class Plan:
         protocol: the rules.
         batch: images that go through the network at once.
         baselines: measure them beside.
-        faithful: ask the network again about changed images: hundreds of forwards an image and method.
+        faithful: ask the network again about changed images: hundreds of forwards an image and method. Of a preset
+            it is the map that is measured, before the picture's edges.
         mapping: which of the classifier's classes the data set's are, where names do not say it.
         notes: plain data for the settings.
     """
@@ -261,7 +263,7 @@ class _Part:
             if scores is not None:
                 self.by_maps.append(scores[i])
         for slot in range(max(map(len, places), default=0)):
-            self._where(trace, [frame for *_, frame in seen], places, slot)
+            self._where(trace, [(photo.pixels, frame) for _, photo, _, frame in seen], places, slot)
         self.places += [place for several in places for place in several]
 
     def _scores_by_maps(self, trace: Trace) -> Float[np.ndarray, "b k"] | None:
@@ -291,7 +293,9 @@ class _Part:
         }
         return _Place(row, number, bool(order[0] == index), index in order.tolist(), boxes, truth)
 
-    def _where(self, trace: Trace, frames: list[Frame], places: list[list[_Place]], slot: int) -> None:
+    def _where(
+        self, trace: Trace, pictures: list[tuple[Pixels, Frame]], places: list[list[_Place]], slot: int
+    ) -> None:
         """The maps of every image's class number ``slot``; images that show fewer repeat their last one, unread."""
         known = [several[min(slot, len(several) - 1)].number if several else 0 for several in places]
         targets = self.indices[known]
@@ -300,8 +304,12 @@ class _Part:
         maps = {name: method(trace, score).detach() for name, method in self.plan.methods.items()}
         protocol = self.plan.protocol
         for i in inside:
-            heats = {name: protocol.heat(_finite(several[i]), frames[i]) for name, several in maps.items()}
-            self._compare(heats, places[i][slot], frames[i])
+            pixels, frame = pictures[i]
+            heats = {name: protocol.heat(_finite(several[i]), frame) for name, several in maps.items()}
+            for name, method in self.plan.methods.items():
+                if isinstance(method, Preset) and method.refine:
+                    heats[name] = method.refine(heats[name], protocol.pixels(pixels))
+            self._compare(heats, places[i][slot], frame)
         size = (trace.images.shape[2], trace.images.shape[3])
         for name, own in maps.items() if self.shuffled is not None else ():
             for i, heat in zip(inside, brought(own[inside], size), strict=True):

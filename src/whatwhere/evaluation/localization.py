@@ -171,12 +171,20 @@ def histogram(levels: Int[np.ndarray, "H W"], truth: Truth) -> Int[np.ndarray, "
 
 
 def pixels_tally(names: Sequence[str], found: Sequence[Int[np.ndarray, "2 levels"]]) -> Tally:
-    """The pixels of all images together: ``pixels`` (rows 2 levels)."""
-    return Tally({"pixels": weighted(weights(names), np.stack(found))})
+    """Pixels of all images together, ``pixels`` (rows 2 levels); each one's own overlap, ``masks`` and ``masked``."""
+    levels, rows = np.stack(found), weights(names)
+    above = levels[:, :, :0:-1].cumsum(2)[:, :, ::-1]  # of each threshold
+    union = above[:, 0] + levels[:, 1].sum(1)[:, None]
+    overlap = np.divide(above[:, 1], union, out=np.zeros(union.shape), where=union > 0)
+    units = np.round(overlap * ONE).astype(np.int64)
+    return Tally({"pixels": weighted(rows, levels), "masks": weighted(rows, units), "masked": rows.sum(1)})
 
 
 def pixels_result(tally: Tally, threshold: float) -> dict[str, Measure]:
-    """PxAP, the area under the ROC curve, and the rates of true and false positives at a threshold."""
+    """PxAP, the area under the ROC curve, mask IoU, and the rates of true and false positives at a threshold.
+
+    Mask IoU is the mean over images at the one threshold for the split at which it is highest.
+    """
     levels = tally["pixels"]
     above = levels[:, :, ::-1].cumsum(2)  # at the last threshold, at the last two, ...
     false, true = (above[:, on] / _known(above[:, on, -1:]) for on in (0, 1))
@@ -190,4 +198,6 @@ def pixels_result(tally: Tally, threshold: float) -> dict[str, Measure]:
         "TPR": true[:, here],
         "FPR": false[:, here],
     }
+    if "masks" in tally:  # evaluations that were saved before it was measured have none
+        rows["mask IoU"] = tally["masks"][:, tally["masks"][0].argmax()] / ONE / _known(tally["masked"])
     return {name: measure(row) for name, row in rows.items()}

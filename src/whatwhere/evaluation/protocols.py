@@ -14,7 +14,7 @@ from whatwhere.evaluation.localization import SHARES, Overlaps
 from whatwhere.geometry import Box, Frame
 from whatwhere.maps.shape import positive, to_original, unit
 from whatwhere.regions.sweep import levels_of
-from whatwhere.types import Heat, Size, Truth
+from whatwhere.types import Heat, Pixels, Size, Truth
 
 Levels = Int[np.ndarray, "H W"]
 """Of every pixel, how many thresholds it passes."""
@@ -27,6 +27,7 @@ class Protocol:
     Attributes:
         name: what the command line calls it.
         heat: a raw map (y x), and how its image lies in the network's input -> the map in the protocol's pixels.
+        pixels: the image -> the image in the protocol's pixels, for presets that look at it again.
         size: (H, W) of the image -> of the protocol's pixels.
         levels: heat -> of every pixel, how many of the thresholds it passes.
         overlaps: heat, levels, true boxes of an image of (H, W), its name -> the best overlaps at every threshold.
@@ -36,6 +37,7 @@ class Protocol:
 
     name: str
     heat: Callable[[Float[np.ndarray, "y x"], Frame], Heat]
+    pixels: Callable[[Pixels], Pixels]
     size: Callable[[Size], Size]
     levels: Callable[[Heat], Levels]
     overlaps: Callable[[Heat, Levels, Sequence[Box], Size, str], Overlaps]
@@ -59,6 +61,7 @@ def _heat(map: Float[np.ndarray, "y x"], frame: Frame) -> Heat:
 HALF_OPEN = Protocol(
     name="half-open",
     heat=_heat,
+    pixels=lambda pixels: pixels,
     size=lambda size: size,
     levels=lambda heat: levels_of(heat, len(SHARES)),
     overlaps=lambda heat, levels, boxes, size, name: localization.overlaps_of_levels(heat, levels, boxes, name),
@@ -69,6 +72,7 @@ HALF_OPEN = Protocol(
 WSOL2020 = Protocol(
     name="wsol2020",
     heat=lambda map, frame: wsol2020.heat_of(map),
+    pixels=wsol2020.pixels_of,
     size=lambda size: (wsol2020.SIDE, wsol2020.SIDE),
     levels=wsol2020.levels_of,
     overlaps=lambda heat, levels, boxes, size, name: wsol2020.overlaps(heat, wsol2020.scaled(boxes, size), name),

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, UInt8
 
 from whatwhere.errors import InputError
 from whatwhere.evaluation.localization import SHARES, Overlaps
 from whatwhere.geometry import Box
-from whatwhere.types import Heat, Size, Truth
+from whatwhere.types import Heat, Pixels, Size, Truth
 
 SIDE = 224
 
@@ -29,6 +29,12 @@ def heat_of(map: Float[np.ndarray, "y x"]) -> Heat:
     low, high = resized.min(), resized.max()
     heat: Heat = (resized - low) / (high - low)
     return heat
+
+
+def pixels_of(pixels: Pixels) -> UInt8[np.ndarray, "h w 3"]:
+    """An image in the protocol's pixels, (224 224 3)."""
+    found: np.ndarray = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return found
 
 
 def scaled(boxes: Sequence[Box], size: Size) -> Float[np.ndarray, "n 4"]:

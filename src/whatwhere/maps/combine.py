@@ -92,10 +92,43 @@ def augment(method: "Method", *, flip: bool = True, scales: Sequence[float] = (1
 def _look(trace: Trace, images: Images) -> Trace:
     try:
         return trace.net.trace(images)
-    except RuntimeError as error:  # somebody else's code
+    except (RuntimeError, AssertionError, InputError) as error:  # somebody else's code, or compiled for one size
         raise UnsupportedError(
             f"{trace.net.name} does not take images {tuple(images.shape[2:])}: {error}; leave scales at (1.0,)"
         ) from error
+
+
+def root(method: "Method") -> "Method":
+    """The square root of the positive part of a method's maps, each from 0 to 1: less of the peak, more of the thing.
+
+    Maps of several looks or layers that are averaged count the same then.
+    """
+
+    def rooted(trace: Trace, score: Score) -> Maps:
+        return unit(positive(method(trace, score)).sqrt())
+
+    return _named(rooted, "root", method)
+
+
+def first_of(*methods: "Method") -> "Method":
+    """The first of several methods that applies to the network.
+
+    Raises:
+        InputError: no method.
+        UnsupportedError: when it is used: none of them applies; what the last one says.
+    """
+    if not methods:
+        raise InputError("wanted at least one method to choose from, got none")
+
+    def chosen(trace: Trace, score: Score) -> Maps:
+        for method in methods[:-1]:
+            try:
+                return method(trace, score)
+            except UnsupportedError:
+                pass
+        return methods[-1](trace, score)
+
+    return _named(chosen, "first_of", *methods)
 
 
 def fuse(*methods: "Method", layers: Sequence[str] = (), by: Merge = "mean") -> "Method":

@@ -24,13 +24,14 @@ from whatwhere.explanation import THRESHOLD, Explanation, explain
 from whatwhere.files import aside
 from whatwhere.geometry import Box
 from whatwhere.maps import METHODS
+from whatwhere.presets import PRESETS
 from whatwhere.reports.page import data_uri, pages
 from whatwhere.reports.picture import coloured, outline, textured
 
 COLUMNS = (
-    "MaxBoxAccV2", "MaxBoxAcc", "GT-known loc", "top-1 loc", "top-5 loc", "mean IoU", "PxAP", "pixel ROC AUC", "TPR",
-    "FPR", "pointing", "energy", "KL", "CC", "SIM", "NSS", "average drop", "average increase", "insertion",
-    "deletion", "ROAD most", "ROAD least", "sensitivity", "CC when randomized",
+    "MaxBoxAccV2", "MaxBoxAcc", "GT-known loc", "top-1 loc", "top-5 loc", "mean IoU", "PxAP", "pixel ROC AUC",
+    "mask IoU", "TPR", "FPR", "pointing", "energy", "KL", "CC", "SIM", "NSS", "average drop", "average increase",
+    "insertion", "deletion", "ROAD most", "ROAD least", "sensitivity", "CC when randomized",
 )  # fmt: skip
 """Of the table, as far as they were measured."""
 PLAIN = ("KL", "CC", "SIM", "NSS", "sensitivity", "CC when randomized")
@@ -173,7 +174,7 @@ def _content(evaluation: Evaluation, net: Classifier, dataset: Dataset) -> dict[
         best[name] = (min if name in LOWER else max)(known) if len(known) > 1 else None
     classes = evaluation.settings["classes"]
     known_maps = bool(evaluation.rows)
-    can_look = known_maps and all(name in METHODS for name in evaluation.methods)
+    can_look = known_maps and all(name in METHODS or name in PRESETS for name in evaluation.methods)
     shortcuts = evaluation.shortcuts(first) if known_maps else []
     return {
         "settings": evaluation.settings,
