@@ -67,6 +67,17 @@ def test_rows_are_those_of_explain(pictures, whole):
         assert sum(row.pixels.sum() for row in picture.regions) == one.mask.sum()
 
 
+def test_a_preset_refines_with_the_pixels_that_were_read(pictures, tmp_path):
+    net = red()
+    found = annotate(net, str(pictures), tmp_path / "out", method="balanced", batch=2, part=4, workers=1)
+    for picture in found:
+        (one,) = whatwhere.explain(net, pictures / picture.path, preset="balanced")
+        assert [row.box for row in picture.regions] == list(one.boxes)
+        assert (picture.regions[0].pixels == components(one.mask).mask(0)).all()
+        (plainly,) = whatwhere.explain(net, pictures / picture.path, method="cam", threshold=one.threshold)
+        assert (one.heat != plainly.heat).any()
+
+
 def test_a_red_ellipse_is_where_it_is(tmp_path):
     pixels, mask = scene(4, (90, 130))
     Image.fromarray(pixels).save(tmp_path / "a.png")

@@ -161,8 +161,8 @@ class Workers:
         rows = iter(inputs)
         for i, answer in enumerate(answers, task.start):
             if not isinstance(answer, Failed):
-                digest, size = answer
-                answer = Read(digest, size, next(rows))
+                digest, size, pixels = answer
+                answer = Read(digest, size, next(rows), pixels)
             task.batch.answers[i] = answer
         worker.task = None
 
@@ -227,7 +227,7 @@ def _work(pipe: Connection, read: Callable[[Item], Answer], not_its: Sequence[Co
         while True:
             answers = [read(item) for item in pipe.recv()]
             inputs = [one.input for one in answers if isinstance(one, Read)]
-            told = [one if isinstance(one, Failed) else (one.digest, one.size) for one in answers]
+            told = [one if isinstance(one, Failed) else (one.digest, one.size, one.pixels) for one in answers]
             together = np.stack(inputs) if inputs else np.empty(0, np.float32)
             pipe.send((told, together.shape))
             if inputs:
