@@ -49,7 +49,7 @@ from whatwhere.images import Photo
 from whatwhere.maps import Method
 from whatwhere.presets import Preset
 from whatwhere.scores import of_class
-from whatwhere.types import Heat, Pixels, Truth
+from whatwhere.types import Heat, Truth
 
 CHUNK = 64
 """Images that are counted together; where a run is cut into shards, and where it can be taken up again."""
@@ -294,7 +294,7 @@ class _Part:
         return _Place(row, number, bool(order[0] == index), index in order.tolist(), boxes, truth)
 
     def _where(
-        self, trace: Trace, pictures: list[tuple[Pixels, Frame]], places: list[list[_Place]], slot: int
+        self, trace: Trace, pictures: list[tuple[np.ndarray, Frame]], places: list[list[_Place]], slot: int
     ) -> None:
         """The maps of every image's class number ``slot``; images that show fewer repeat their last one, unread."""
         known = [several[min(slot, len(several) - 1)].number if several else 0 for several in places]
