@@ -28,10 +28,10 @@ class Preset:
         about: what stands behind it, in a line.
         method: (trace, score) -> maps (b y x).
         refine: heat and pixels of the original -> heat; None for the heat as it is.
-        threshold: of the heat, where the classifier has none of its own: the share of the maximum that made the best
-            boxes on 240 boxed photographs of Imagenette.
+        threshold: of the heat, where the classifier has none of its own: a share of the maximum, near that at which
+            most boxes had an IoU of .5 on boxed photographs of Imagenette.
         cost: of the map and all that follows, as a ratio to a plain forward of the embedded classifier (one image of
-            224 x 224, 2 threads; ``python benchmarks/sharper.py``).
+            224 x 224, 2 threads; ``python benchmarks/sharper.py cost``): a median, on a machine that was shared.
     """
 
     name: str
@@ -63,9 +63,9 @@ def _scaled(*scales: float) -> Method:
 PRESETS: dict[str, Preset] = {
     one.name: one
     for one in (
-        Preset("fast", "Grad-CAM.", gradcam, None, 0.25, 1.1),
-        Preset("balanced", "CAM at 1 and 1.5 times the size; colours decide.", _scaled(1.0, 1.5), settle, 0.5, 3.9),
-        Preset("best", "CAM at 1 and 2 times the size; colours decide.", _scaled(1.0, 2.0), settle, 0.5, 5.5),
+        Preset("fast", "Grad-CAM.", gradcam, None, 0.25, 1.0),
+        Preset("balanced", "CAM at 1 and 1.5 times the size; colours decide.", _scaled(1.0, 1.5), settle, 0.5, 3.7),
+        Preset("best", "CAM at 1 and 2 times the size; colours decide.", _scaled(1.0, 2.0), settle, 0.5, 5.0),
     )
 }
 
