@@ -34,7 +34,7 @@ from whatwhere.evaluation.run import run
 from whatwhere.geometry import Frame
 from whatwhere.maps import Method
 from whatwhere.maps.cam import cam
-from whatwhere.maps.combine import augment, fuse, root
+from whatwhere.maps.combine import augment, fuse, root, zoom
 from whatwhere.maps.components import oriented
 from whatwhere.maps.eigencam import eigencam
 from whatwhere.maps.gradcam import gradcam
@@ -46,6 +46,7 @@ from whatwhere.regions.refine import grabcut, guided, settle, superpixels, walk
 from whatwhere.regions.threshold import fraction
 from whatwhere.scores import contrast
 from whatwhere.training.fit import train
+from whatwhere.training.recipe import Recipe
 
 HERE = Path(__file__).parent
 ROWS, TABLE = HERE / "sharper.csv", HERE / "sharper.md"
@@ -55,6 +56,8 @@ KEPT = {
     "IoU .5": "MaxBoxAccV2 0.5",
     "IoU .7": "MaxBoxAccV2 0.7",
     "mask IoU": "mask IoU",
+    "trust ROC AUC": "trust ROC AUC",
+    "trusted half": "trusted half",
 }
 FIELDS = ["study", "data", "step", "images", *KEPT, "threshold", "cost", "low", "high", "machine"]
 TUNED = (("imagenette", "val"), ("pets3", "train"))
@@ -168,13 +171,24 @@ STEPS = [
     Step("sizes x 1, 2; walk with colours learned", looked(1.0, 2.0), settle),
     Step("sizes x 1, 2, mirrored; walk with colours learned", looked(1.0, 2.0, flip=True), settle),
     Step("sizes x 1, 1.5, 2; walk with colours learned", looked(1.0, 1.5, 2.0), settle),
+    Step("closer where sizes x 1, 2 find something", zoom(looked(1.0, 2.0), root(gradcam))),
+    Step("the same; walk with colours learned", zoom(looked(1.0, 2.0), root(gradcam)), settle),
     Step("sizes x 1, 2; walk with colours learned, guided filter", looked(1.0, 2.0), settled_and_guided),
     Step("sizes x 1, 2; walk with colours learned, GrabCut", looked(1.0, 2.0), settled_and_cut),
 ]
 
 
 def preset_of(step: Step) -> Preset:
-    return Preset(step.name, "", step.method, step.refine, 0.5, 0.0)
+    return Preset(
+        step.name,
+        "",
+        lambda trace, score: [step.method(trace, score)],
+        lambda trace, score, looks: looks[0],
+        step.refine,
+        0.45,
+        PRESETS["best"].trust,
+        0.0,
+    )
 
 
 def network_of(data: str, root_of: Path, runs: Path) -> whatwhere.Classifier:
@@ -183,7 +197,7 @@ def network_of(data: str, root_of: Path, runs: Path) -> whatwhere.Classifier:
         return whatwhere.load()
     out = runs / data
     if not (out / "run.toml").is_file():
-        train(root_of / data, out, resume=True)
+        train(root_of / data, out, Recipe())
     return whatwhere.load(str(out))
 
 

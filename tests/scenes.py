@@ -16,7 +16,7 @@ from whatwhere.images import Preprocess
 
 TRANSFORMERS = {"rollout", "legrad"}
 """Methods that read attention; they refuse other networks."""
-OF_A_KIND = TRANSFORMERS | {"dfl"}
+OF_A_KIND = TRANSFORMERS | {"dfl", "distilled"}
 """Methods of one kind of networks; they refuse all others."""
 MANY_FORWARDS = {"ablationcam", "scorecam", "sscam", "iscam", "clustercam", "rise", "occlusion"}
 """Methods that ask the network, or what comes after the split, many times."""

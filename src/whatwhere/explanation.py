@@ -28,11 +28,15 @@ from whatwhere.presets import PRESETS, Preset, Refine, find_preset
 from whatwhere.regions import rle
 from whatwhere.regions.components import components
 from whatwhere.regions.threshold import Threshold, mask_of, parsed
+from whatwhere.regions.trust import Trust, signals_of
 from whatwhere.scores import of_class
 from whatwhere.types import Heat, Images, Logits, Mask, Pixels, Size
 
 THRESHOLD = 0.25
 """A share of the maximum, for maps whose threshold nobody has measured."""
+
+TRUST = PRESETS["fast"].trust
+"""What boxes of methods are trusted, of which nobody has measured it."""
 
 Target = int | str | Sequence[int | str]
 """A class by index or name, "top5" for the five most probable, or several of these."""
@@ -53,7 +57,10 @@ class Explanation:
         map: (y x) evidence for the class, raw and signed, one value a cell of the feature grid.
         frame: how the original lies in the network's input.
         threshold: what makes heat a mask.
+        confidence: the highest probability of any class.
+        looks: (y x) maps of single looks, where a preset has made the map of several.
         refine: heat and pixels -> a sharper heat, where a preset has that.
+        trusting: what is seen of a box -> how far it is to be trusted.
     """
 
     source: str
@@ -66,7 +73,10 @@ class Explanation:
     map: Float[np.ndarray, "y x"]
     frame: Frame
     threshold: Threshold
+    confidence: float
+    looks: tuple[np.ndarray, ...] = ()
     refine: Refine | None = None
+    trusting: Trust = TRUST
 
     @property
     def size(self) -> Size:
@@ -95,6 +105,12 @@ class Explanation:
         """(H W): the pixels of all regions."""
         return mask_of(self.heat, self.threshold)
 
+    @cached_property
+    def trust(self) -> float:
+        """The chance, in [0, 1], that the box's IoU with a true one of the class is at least .5; 0 without a box."""
+        seen = signals_of(self.heat, self.threshold, self.confidence, self.looks)
+        return 0.0 if seen is None else self.trusting(seen)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, as ``reports/explanation.schema.json`` describes it."""
         return {
@@ -108,6 +124,7 @@ class Explanation:
             "method": self.method,
             "threshold": self.threshold,
             "seen": self.frame.seen.to_list(),
+            "trust": self.trust,
             "box": self.box.to_list() if self.box else None,
             "boxes": [box.to_list() for box in self.boxes],
             "mask": rle.encode(self.mask),
@@ -282,17 +299,19 @@ def explain_inputs(
     name = _name_of(method)
     # a wrong one is said before any work
     threshold = parsed(threshold_of(net.thresholds, method) if threshold is None else threshold)
-    preset = function if isinstance(function, Preset) else None
+    preset, trusting = function if isinstance(function, Preset) else None, trust_in(net, method)
     trace = net.trace(inputs.to(net.device))
     logits = trace.logits.detach()
     _refuse_nan(logits, photos, f"{net.name} gives nan or infinite logits")
     probabilities = net.probabilities(logits).cpu()
     classes = choose(logits)
-    maps = []
+    maps, looks = [], []
     for slot in range(max(map(len, classes))):
         # images with fewer targets repeat their last one; it is not read
         indices = torch.tensor([row[min(slot, len(row) - 1)] for row in classes], device=logits.device)
-        maps.append(function(trace, of_class(indices)).detach().cpu())
+        found, several = preset.seen(trace, of_class(indices)) if preset else (function(trace, of_class(indices)), [])
+        maps.append(found.detach().cpu())
+        looks.append([positive(look.detach()).cpu() for look in several])
         _refuse_nan(maps[-1], photos, f"{name} gives nan or infinite values on {net.name}")
     return [
         [
@@ -307,7 +326,10 @@ def explain_inputs(
                 map=maps[slot][i].numpy(),
                 frame=frames[i],
                 threshold=threshold,
+                confidence=float(probabilities[i].max()),
+                looks=tuple(look[i].numpy() for look in looks[slot]),
                 refine=preset.refine if preset else None,
+                trusting=trusting,
             )
             for slot, index in enumerate(classes[i])
         ]
@@ -334,6 +356,14 @@ def threshold_of(thresholds: Mapping[str, float], method: str | Method) -> float
     function = find_method(method)
     own = function.threshold if isinstance(function, Preset) else THRESHOLD
     return thresholds.get(_name_of(method), own)
+
+
+def trust_in(net: Classifier, method: str | Method) -> Trust:
+    """What a method's boxes are trusted: as the classifier was calibrated, or as a preset's own are, or ``TRUST``."""
+    if (known := net.trusts.get(_name_of(method))) is not None:
+        return Trust(known[:4], known[4])
+    function = find_method(method)
+    return function.trust if isinstance(function, Preset) else TRUST
 
 
 def _name_of(method: str | Method) -> str:

@@ -17,7 +17,6 @@ from whatwhere.annotate.listing import LIST
 from whatwhere.annotate.looking import Looker, Settings, digest_of_model, settings_for
 from whatwhere.annotate.parts import RUN, Annotations, part_file, parts_done
 from whatwhere.annotate.reading import Failed, Read, Reader
-from whatwhere.annotate.rows import trust_of
 from whatwhere.annotate.run import annotate
 from whatwhere.annotate.sources import Item
 from whatwhere.annotate.workers import Workers
@@ -62,7 +61,7 @@ def test_rows_are_those_of_explain(pictures, whole):
         first = picture.regions[0]
         assert (first.label, first.method) == (one.label, "cam")
         assert first.probability == pytest.approx(one.probability, abs=1e-6)
-        assert first.trust == pytest.approx(trust_of(one), abs=1e-6)
+        assert first.trust == pytest.approx(one.trust, abs=1e-6)
         assert (first.pixels == components(one.mask).mask(0)).all()
         assert sum(row.pixels.sum() for row in picture.regions) == one.mask.sum()
 
@@ -86,21 +85,6 @@ def test_a_red_ellipse_is_where_it_is(tmp_path):
     assert row.box.iou(tight(mask)) > 0.95
     assert (row.image, row.path, row.height, row.width) == (0, "a.png", 90, 130)
     assert len(row.sha256) == len(row.model) == 64
-
-
-def test_trust_by_hand():
-    """A square fills its box, which is more than an ellipse: 1; an L of 7 pixels in 4 x 4 has 7/16 of pi/4."""
-    net = red((4, 6))
-    pixels = np.zeros((4, 6, 3), np.uint8)
-    pixels[1:3, 1:3, 0] = 255
-    (one,) = whatwhere.explain(net, pixels, method="cam")
-    assert trust_of(one) == pytest.approx(one.probability)
-    pixels[:] = 0
-    pixels[:, 0, 0] = pixels[3, :4, 0] = 255
-    (one,) = whatwhere.explain(net, pixels, method="cam")
-    assert trust_of(one) == pytest.approx(one.probability * 7 / 16 / (np.pi / 4))
-    (nothing,) = whatwhere.explain(net, np.zeros((4, 6, 3), np.uint8), method="cam")
-    assert trust_of(nothing) == 0
 
 
 def test_smaller_regions_have_their_share_of_the_trust(tmp_path):

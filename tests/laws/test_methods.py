@@ -47,7 +47,13 @@ WINDOWED = {"rise", "occlusion"}  # they cover the image; their maps are as coar
 AT_INPUT = {"fullgrad", *WINDOWED}  # their maps are at the resolution of the network's input
 BY_PROBABILITY = {"scorecam", "sscam", "iscam", "clustercam"}  # where all classes are as likely, so are channels
 QUICK = {"rise": {"samples": 60}, "sscam": {"samples": 2, "noise": 0.1}, "iscam": {"samples": 2}}
-METHODS = {name: partial(method, **QUICK[name]) if name in QUICK else method for name, method in ALL.items()}
+LEARNED = {"distilled"}
+"""It says what its head was taught; what that obeys is in tests/training."""
+METHODS = {
+    name: partial(method, **QUICK[name]) if name in QUICK else method
+    for name, method in ALL.items()
+    if name not in LEARNED
+}
 NETWORKS = {"gap": gap_net, "deep head": deep_head_net, "vit": vit_net, "bank": bank_net}
 KINDS = {"cam": ["gap"], "dfl": ["bank"], **{name: ["vit"] for name in TRANSFORMERS}}
 CASES = [(method, network) for method in METHODS for network in KINDS.get(method, ["gap", "deep head"])]

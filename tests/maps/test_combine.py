@@ -9,7 +9,7 @@ import whatwhere
 from whatwhere.errors import InputError, UnsupportedError
 from whatwhere.maps import METHODS
 from whatwhere.maps.cam import cam
-from whatwhere.maps.combine import augment, eigen_smooth, first_of, fuse, refine, root, smooth, with_noise
+from whatwhere.maps.combine import augment, eigen_smooth, first_of, fuse, refine, root, smooth, with_noise, zoom
 from whatwhere.maps.eigencam import eigencam, eigengradcam
 from whatwhere.maps.gradcam import gradcam
 from whatwhere.maps.gradcampp import gradcampp
@@ -86,6 +86,57 @@ def test_first_of_takes_the_first_that_applies(trace):
         first_of(cam)(lawless, of_class(1))
     with pytest.raises(InputError, match="at least one"):
         first_of()
+
+
+def test_zoom_looks_closer_where_something_is():
+    """Above half is a square of 8 x 8 pixels at (6, 20); 1.25 times the window that holds it is 10 x 15."""
+    net = whatwhere.load(red_net(), preprocess=plain((40, 60)))
+    picture = torch.zeros(1, 3, 40, 60)
+    picture[:, 0, 6:14, 20:28] = 1
+    looks = []
+
+    def then(trace, score):
+        looks.append(trace.images)
+        return torch.linspace(0, 1, 20)[None, :, None].expand(1, 20, 30)
+
+    found = zoom(cam, then, above=0.5, margin=1.25, scale=0.5, weight=0.25)(net.trace(picture), of_class(1))
+    whole = cam(net.trace(picture), of_class(1))
+    (seen,) = looks
+    assert seen.shape == (1, 3, 20, 30)
+    window = picture[:, :, 5:15, 16:31]  # 8 rows of 40 ask for more of the image than 8 columns of 60
+    torch.testing.assert_close(seen, upsample(window[0], (20, 30))[None])
+    close = upsample(then(net.trace(picture), None), (10, 15))[0]
+    outside = torch.ones(40, 60, dtype=torch.bool)
+    outside[5:15, 16:31] = False
+    torch.testing.assert_close(found[0, outside], 0.75 * whole[0, outside])
+    torch.testing.assert_close(found[0, 5:15, 16:31], 0.75 * whole[0, 5:15, 16:31] + 0.25 * 3 * close)
+
+
+def test_zoom_stays_in_the_image_and_takes_all_of_it_where_nothing_is(trace):
+    def nothing(trace, score):
+        return torch.zeros(len(trace.images), 3, 5)
+
+    def corner(trace, score):
+        maps = torch.zeros(len(trace.images), *SIZE)
+        maps[:, :6, -4:] = 1
+        return maps
+
+    def same(trace, score):
+        return trace.images.mean(1)
+
+    assert not zoom(nothing, gradcam)(trace, of_class(1)).any()
+    found = zoom(corner, same, margin=2.0, scale=1.0, weight=1.0)(trace, of_class(1))
+    assert found[:, :12, -20:].bool().all()
+    assert not found[:, 12:].any()
+    assert not found[:, :, :-20].any()
+    once = zoom(gradcam, gradcam, weight=0.0)(trace, of_class(1))
+    torch.testing.assert_close(once, upsample(positive(gradcam(trace, of_class(1))), SIZE))
+
+
+def test_zoom_says_what_it_does_not_take(trace):
+    for wrong in ({"above": 1.0}, {"margin": 0.9}, {"scale": 0.0}, {"weight": 1.5}):
+        with pytest.raises(InputError, match="margin >= 1"):
+            zoom(cam, cam, **wrong)
 
 
 @pytest.mark.parametrize(

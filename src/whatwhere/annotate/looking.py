@@ -215,7 +215,10 @@ def digest_of_model(net: Classifier) -> str:
         "layer": net.layer if isinstance(net, HookedClassifier) else None,
     }
     found = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(net.network.state_dict().items()):
+    state = net.network.state_dict()
+    if net.distilled is not None:
+        state |= {f"distilled.{name}": tensor for name, tensor in net.distilled.state_dict().items()}
+    for name, tensor in sorted(state.items()):
         plain = tensor.detach().cpu().contiguous()
         found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
         found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")

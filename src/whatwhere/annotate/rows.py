@@ -91,18 +91,6 @@ class Picture:
     error: str | None
 
 
-def trust_of(one: Explanation) -> float:
-    """How far an explanation is to be trusted, in [0, 1]: the class's probability times its region's compactness.
-
-    Compactness is the share of its box that the largest region fills, against that of an ellipse, pi / 4, and at
-    most 1. It is a stated rule and not calibrated.
-    """
-    parts = components(one.mask)
-    if not parts.boxes:
-        return 0.0
-    return one.probability * min(1.0, parts.areas[0] / parts.boxes[0].area / 0.7853981633974483)
-
-
 def rows_of(image: int, item: Item, sha256: str, seen: Sequence[Explanation], model: str) -> list[Row]:
     """The rows of one picture: a region each, largest first; a class without regions has one row without a box.
 
@@ -122,7 +110,7 @@ def rows_of(image: int, item: Item, sha256: str, seen: Sequence[Explanation], mo
             "method": one.method,
             "model": model,
         }
-        trust, parts = trust_of(one), components(one.mask)
+        trust, parts = one.trust, components(one.mask)
         if not parts.boxes:
             rows.append(Row(**told, trust=0.0))
         for i, (box, area) in enumerate(zip(parts.boxes, parts.areas, strict=True)):

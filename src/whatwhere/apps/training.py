@@ -1,4 +1,4 @@
-"""The commands that make models: train, ensemble."""
+"""The commands that make models: train, distill, ensemble."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,9 +7,9 @@ import typer
 from rich.markup import escape
 from rich.progress import TaskID
 
-from whatwhere.apps.console import errors_said, progress_of, stderr, stdout
+from whatwhere.apps.console import complain, errors_said, progress_of, stderr, stdout
 from whatwhere.apps.memory import keep_freed_memory
-from whatwhere.errors import InputError
+from whatwhere.errors import DataError, InputError
 
 app = typer.Typer()
 
@@ -94,6 +94,63 @@ def train(
     for method, share in net.thresholds.items():
         stdout.print(f"threshold of {method}: {share:.3f} of a map's maximum", highlight=False)
     stderr.print(f"saved to {escape(str(out))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def distill(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, or as --model of the others.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Pictures like those it is for; boxes are not looked at.")
+    ],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the model with its head. \\[default: the run itself]")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="What it learns from: balanced or best.")] = "best",
+    split: Annotated[str | None, typer.Option(help="As the data set calls it. \\[default: train, or all]")] = None,
+    layout: Annotated[str | None, typer.Option(help="Of the data set, where its files do not say it.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="So many images only, always the same.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="How often it sees all pictures.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.")] = None,
+) -> None:
+    """Teach a small head what a slow preset finds; --method distilled then gives it for one look.
+
+    The model itself stays as it is. Exit code 0; 1 for bad data; 2 for wrong usage.
+    """
+    with errors_said():
+        import whatwhere
+        from whatwhere.classifiers.saved import RUN
+        from whatwhere.datasets import open_splits
+        from whatwhere.training.distill import distill as taught
+
+        keep_freed_memory()
+        if to is None and not Path(model, RUN).exists():
+            raise InputError(f"{model} is no run that could be written to; say with --to where it goes")
+        out = to or Path(model)
+        net = whatwhere.load(model, device=device)
+        dataset = _unboxed(data, split, layout, open_splits)
+        dataset = dataset if images is None else dataset.sampled(images)
+        watch = Progressing()
+        with watch.progress:
+            found = taught(net, dataset, preset=preset, epochs=epochs, seed=seed, folder=out, seen=watch)
+        whatwhere.save(net, out)
+        for why in found.failed.values():
+            complain("left out", DataError(why))
+        stdout.print(f"learned from {found.pictures} pictures of {escape(dataset.name)}", highlight=False)
+        stdout.print(f"agrees with {preset}: mean IoU of masks {100 * found.agreement:.1f}", highlight=False)
+        share = net.thresholds["distilled"]
+        stdout.print(f"threshold of distilled: {share:.3f} of a map's maximum", highlight=False)
+        stderr.print(f"saved to {escape(str(out))}", highlight=False, soft_wrap=True)
+
+
+def _unboxed(data: Path, split: str | None, layout: str | None, opened: Any) -> Any:
+    """The split that is asked for, or else what is trained on, or all there is."""
+    try:
+        return opened(data, (split or "train",), layout)
+    except InputError:
+        if split is not None:
+            raise
+        return opened(data, (), layout)
 
 
 @app.command()

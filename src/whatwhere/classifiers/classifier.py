@@ -8,9 +8,9 @@ layers in one run; ``Trace.tail`` runs the head alone, on other features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from whatwhere.classifiers.distilled import DistilledHead
 from whatwhere.classifiers.labels import Labels
 from whatwhere.errors import InputError, UnsupportedError, not_one_an_image
 from whatwhere.images import Preprocess
@@ -53,6 +54,7 @@ class Trace:
         logits: (b k), of the same dtype, differentiable in the features of the layers looked at, and no further back.
         eps: relative precision that the network computed them in.
         asked: logits that methods have had of other versions of the images, for the next score.
+        beside: what the layers gave that a distilled head reads (b c y x), in the same look; empty without one.
     """
 
     net: "Classifier"
@@ -61,6 +63,7 @@ class Trace:
     logits: Logits
     eps: float
     asked: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+    beside: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def gradient(self, score: Score) -> Features:
         """D score / d features: how much each activation speaks for what is explained.
@@ -139,6 +142,9 @@ class Classifier(ABC):
         about: what else its run says of it: how it was trained, on what, and what was measured.
         thresholds: by the name of a map method, the share of a map's maximum that makes the best boxes, where that
             has been measured (``whatwhere calibrate``). They are of this layer.
+        distilled: a head that says where things are for one look (``whatwhere distill``). It is of this layer.
+        trusts: by the name of a map method, weights and bias of what its boxes are trusted (``regions.trust``), where
+            that has been measured.
     """
 
     def __init__(
@@ -157,6 +163,8 @@ class Classifier(ABC):
         self.options: dict[str, Any] = {}
         self.about: dict[str, Any] = {}
         self.thresholds: dict[str, float] = {}
+        self.distilled: DistilledHead | None = None
+        self.trusts: dict[str, tuple[float, float, float, float, float]] = {}
         if activation not in get_args(Activation):
             raise InputError(f"activation is one of {', '.join(get_args(Activation))}, got {activation!r}")
 
@@ -223,8 +231,9 @@ class Classifier(ABC):
             InputError: not a batch of images, or nan or infinite values among them (names which image).
             UnsupportedError: the network gives no features or logits that can be used.
         """
-        with self._looking_at(images) as images:
-            return self._traced(images, *self._split_run(images))
+        with self._looking_at(images) as images, self._read_beside(images) as beside:
+            trace = self._traced(images, *self._split_run(images))
+        return replace(trace, beside=tuple(beside)) if beside else trace
 
     @contextmanager
     def _looking_at(self, images: Images) -> Iterator[Images]:
@@ -232,6 +241,27 @@ class Classifier(ABC):
         images = self._checked(images)
         with undisturbed(self.network), torch.inference_mode(False):
             yield images.clone() if images.is_inference() else images
+
+    @contextmanager
+    def _read_beside(self, images: Images) -> Iterator[list[Features]]:
+        """What the layers give that the distilled head reads, filled in while the network runs."""
+        from whatwhere.classifiers.layouts import as_grid, first_tensor, normalized_widths
+
+        layers, kept, grids = self.distilled.layers if self.distilled else (), dict[str, Features](), list[Features]()
+
+        def keeping(layer: str) -> Callable[..., None]:
+            def keep(module: nn.Module, args: Any, output: Any) -> None:
+                if layer not in kept:  # of the first look, where a network looks at several scales
+                    grid, _ = as_grid(first_tensor(output), tuple(images.shape[2:]), normalized_widths(self.network))
+                    kept[layer] = widened(grid.detach()).clone()  # the next layer may work in place
+
+            return keep
+
+        with ExitStack() as hooks:
+            for layer in layers:
+                hooks.enter_context(self.network.get_submodule(layer).register_forward_hook(keeping(layer)))
+            yield grids
+        grids += [kept[layer] for layer in layers]
 
     def _traced(self, images: Images, features: Tensor, logits: Tensor, computed: torch.dtype) -> Trace:
         if logits.shape != (len(images), len(self.labels)):

@@ -105,7 +105,7 @@ class CompiledClassifier(Classifier):
             self._lawless_because, linear = str(error), None
         graphs = Graphs(eager, linear, backend, dtype, images, trace)
         super().__init__(graphs, eager.labels, eager.preprocess, eager.name, eager.activation)
-        self.thresholds = dict(eager.thresholds)
+        self.thresholds, self.trusts = dict(eager.thresholds), dict(eager.trusts)
 
     @property
     def device(self) -> torch.device:

@@ -73,6 +73,8 @@ def load(
     if device is not None:
         try:
             net.network.to(device)
+            if net.distilled is not None:
+                net.distilled.to(device)
         except (RuntimeError, AssertionError, ValueError) as error:
             raise InputError(f"no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
     return net

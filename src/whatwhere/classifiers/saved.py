@@ -11,6 +11,7 @@ import tomli_w
 
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Activation, Classifier
+from whatwhere.classifiers.distilled import DistilledHead
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.labels import Labels
 from whatwhere.classifiers.weights import load_weights, read_weights, write_weights
@@ -19,13 +20,13 @@ from whatwhere.errors import DataError, InputError
 from whatwhere.files import aside
 from whatwhere.images import Preprocess, printable
 
-_OWN = ("model", "preprocess", "labels", "thresholds")
+_OWN = ("model", "preprocess", "labels", "thresholds", "trust", "distilled")
 """Tables that say how to build it."""
-WEIGHTS, RUN = "model.safetensors", "run.toml"
+WEIGHTS, DISTILLED, RUN = "model.safetensors", "distilled.safetensors", "run.toml"
 
 
 def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
-    """Write a classifier to a folder that ``load`` takes: weights, labels, preprocessing, split, thresholds.
+    """Write a classifier to a folder that ``load`` takes: weights, labels, preprocessing, split, what was measured.
 
     Only named networks can be built again from their name; others keep their own code.
 
@@ -50,10 +51,17 @@ def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
         run["model"]["layer"] = net.layer
     if net.thresholds:
         run["thresholds"] = net.thresholds
+    if net.trusts:
+        run["trust"] = {method: list(numbers) for method, numbers in net.trusts.items()}
+    head = net.distilled
+    if head is not None:
+        run["distilled"] = {"layers": list(head.layers), "channels": list(head.channels), "width": head.width}
     run |= {key: told for key, told in net.about.items() if key not in run}
     folder.mkdir(parents=True, exist_ok=True)
     with aside(folder / RUN) as run_file:  # the last to be there, so that a run that has it is whole
         write_weights(folder / WEIGHTS, state)
+        if head is not None:
+            write_weights(folder / DISTILLED, head.state_dict())
         run_file.write_text(tomli_w.dumps(run), encoding="utf-8")
     return folder
 
@@ -86,6 +94,8 @@ def load_run(
         if activation not in get_args(Activation):
             raise ValueError(f"activation = {activation!r}")
         thresholds = {str(method): float(share) for method, share in run.get("thresholds", {}).items()}
+        head = DistilledHead(**run["distilled"]) if "distilled" in run else None
+        trusts = {str(method): _five(numbers) for method, numbers in run.get("trust", {}).items()}
     except FileNotFoundError as error:
         raise DataError(f"{name}: not a saved run, it has no {RUN}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
@@ -102,5 +112,13 @@ def load_run(
     net.options = options
     net.about = {key: told for key, told in run.items() if key not in _OWN}
     if layer in {None, model.get("layer")}:
-        net.thresholds = thresholds
+        net.thresholds, net.trusts = thresholds, trusts
+        if head is not None:
+            load_weights(head, read_weights(folder / DISTILLED), f"{name}/{DISTILLED}")
+            net.distilled = head.eval()
     return net
+
+
+def _five(numbers: Sequence[float]) -> tuple[float, float, float, float, float]:
+    confidence, lower, higher, agreement, bias = map(float, numbers)
+    return confidence, lower, higher, agreement, bias

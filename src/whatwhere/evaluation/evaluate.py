@@ -34,6 +34,7 @@ from whatwhere.evaluation.faithfulness import (
 from whatwhere.evaluation.localization import (
     SHARES,
     Overlaps,
+    at,
     boxes_tally,
     histogram,
     pixels_tally,
@@ -43,11 +44,14 @@ from whatwhere.evaluation.results import KEPT, Evaluation
 from whatwhere.evaluation.saliency import saliency
 from whatwhere.evaluation.shortcuts import Lies, lies, on_object, shortcuts_tally
 from whatwhere.evaluation.tally import Tally, means
-from whatwhere.explanation import find_method
+from whatwhere.evaluation.trusted import trust_tally
+from whatwhere.explanation import THRESHOLD, find_method, threshold_of, trust_in
 from whatwhere.geometry import Box, Frame
 from whatwhere.images import Photo
 from whatwhere.maps import Method
+from whatwhere.maps.shape import positive
 from whatwhere.presets import Preset
+from whatwhere.regions.trust import Signals, signals_of
 from whatwhere.scores import of_class
 from whatwhere.types import Heat, Truth
 
@@ -162,6 +166,7 @@ def settings_of(net: Classifier, dataset: Dataset, plan: Plan) -> dict[str, Any]
         "indices": list(indices.values()),
         "images": len(dataset),
         "thresholds": {name: net.thresholds[name] for name in plan.methods if name in net.thresholds},
+        "trusts": {name: net.trusts[name] for name in plan.methods if name in net.trusts},
         "fingerprint": [_fingerprint_of_data(dataset), _fingerprint_of_weights(net)],
         **plan.notes,
     }
@@ -178,7 +183,8 @@ def _fingerprint_of_data(dataset: Dataset) -> int:
 
 def _fingerprint_of_weights(net: Classifier) -> int:
     found = zlib.crc32(repr((net.preprocess, getattr(net, "layer", None))).encode())
-    for tensor in net.network.state_dict().values():
+    heads = [] if net.distilled is None else list(net.distilled.state_dict().values())
+    for tensor in [*net.network.state_dict().values(), *heads]:
         found = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy(), found)
     return found
 
@@ -205,6 +211,7 @@ class _Found:
     pixels: np.ndarray | None
     lies: Lies
     numbers: dict[str, float]
+    signals: Signals | None = None
 
 
 class _Part:
@@ -214,6 +221,7 @@ class _Part:
         self, net: Classifier, plan: Plan, labels: list[int], indices: list[int], shuffled: Classifier | None
     ) -> None:
         self.net, self.plan, self.shuffled = net, plan, shuffled
+        self.thresholds = {name: threshold_of(net.thresholds, method) for name, method in plan.methods.items()}
         self.labels = labels
         self.classes = {label: number for number, label in enumerate(labels)}
         self.indices = np.array(indices)
@@ -301,7 +309,11 @@ class _Part:
         targets = self.indices[known]
         score = of_class(torch.from_numpy(targets).to(trace.logits.device))
         inside = [i for i, several in enumerate(places) if slot < len(several)]
-        maps = {name: method(trace, score).detach() for name, method in self.plan.methods.items()}
+        maps: dict[str, Tensor] = {}
+        looks: dict[str, list[Tensor]] = {}
+        for name, method in self.plan.methods.items():
+            found, several = method.seen(trace, score) if isinstance(method, Preset) else (method(trace, score), [])
+            maps[name], looks[name] = found.detach(), [positive(look.detach()).cpu() for look in several]
         protocol = self.plan.protocol
         for i in inside:
             pixels, frame = pictures[i]
@@ -309,14 +321,18 @@ class _Part:
             for name, method in self.plan.methods.items():
                 if isinstance(method, Preset) and method.refine:
                     heats[name] = method.refine(heats[name], protocol.pixels(pixels))
-            self._compare(heats, places[i][slot], frame)
+            self._compare(
+                heats, {name: [_finite(look[i]) for look in looks[name]] for name in looks}, places[i][slot], frame
+            )
         size = (trace.images.shape[2], trace.images.shape[3])
         for name, own in maps.items() if self.shuffled is not None else ():
             for i, heat in zip(inside, brought(own[inside], size), strict=True):
                 numbers = self._asked_again(name, trace.images[i], heat, int(targets[i]))
                 places[i][slot].found[name].numbers |= numbers
 
-    def _compare(self, heats: dict[str, Heat], place: _Place, frame: Frame) -> None:
+    def _compare(
+        self, heats: dict[str, Heat], looks: dict[str, list[np.ndarray]], place: _Place, frame: Frame
+    ) -> None:
         protocol = self.plan.protocol
         place.agreements = agreements(heats)
         for name in BASELINES if self.plan.baselines else ():
@@ -325,7 +341,9 @@ class _Part:
         area = None if truth is None else on_object(truth)
         for name, heat in heats.items():
             place.found[name] = found = self._compared(heat, place, truth, area, frame)
-            place.row["where"][name] = _noted(found)
+            if found.overlaps and name in self.plan.methods:
+                found.signals = signals_of(heat, self.thresholds[name], place.row["confidence"], looks[name])
+            place.row["where"][name] = _noted(found, self.thresholds.get(name, THRESHOLD))
         place.truth = None  # of the size of the picture, and no longer needed
 
     def _compared(self, heat: Heat, place: _Place, truth: Truth | None, area: float | None, frame: Frame) -> _Found:
@@ -382,6 +400,14 @@ class _Part:
                 np.array([place.top1 for place, _ in boxed]),
                 np.array([place.top5 for place, _ in boxed]),
             )
+            if method in self.plan.methods:
+                trusting, share = trust_in(self.net, self.plan.methods[method]), at(self.thresholds[method])
+                seen = [(place, one) for place, one in zip(places, found, strict=True) if one.overlaps]
+                tally += trust_tally(
+                    [place.row["name"] for place, _ in seen],
+                    np.array([trusting(one.signals) if one.signals else 0.0 for _, one in seen]),
+                    np.array([one.overlaps.largest[share] >= 0.5 for _, one in seen if one.overlaps]),
+                )
         if masked := [
             (place, one.pixels) for place, one in zip(places, found, strict=True) if one.pixels is not None
         ]:
@@ -401,11 +427,14 @@ def _finite(map: Tensor) -> np.ndarray:
     return torch.where(map.isfinite().all(), map, 0).cpu().numpy()
 
 
-def _noted(found: _Found) -> dict[str, Any]:
+def _noted(found: _Found, threshold: float) -> dict[str, Any]:
     notes: dict[str, Any] = {key: round(value, 6) for key, value in found.numbers.items() if key in NOTED}
     if found.overlaps:
         kept = np.round(found.overlaps.largest[:: len(SHARES) // KEPT] * 255).astype(np.uint8)
         notes["iou"] = kept.tobytes().hex()
+        if found.signals:
+            notes["signals"] = [round(one, 6) for one in found.signals]
+            notes["right"] = bool(found.overlaps.largest[at(threshold)] >= 0.5)
     return notes
 
 

@@ -13,6 +13,7 @@ from whatwhere.evaluation.classification import classification_result
 from whatwhere.evaluation.localization import SHARES, at, best_threshold, boxes_result, pixels_result
 from whatwhere.evaluation.shortcuts import Shortcut, shortcuts_result
 from whatwhere.evaluation.tally import Measure, Tally, means_of
+from whatwhere.evaluation.trusted import trust_result
 from whatwhere.explanation import THRESHOLD
 
 NOTES = "notes"
@@ -90,6 +91,8 @@ class Evaluation:
         known = self.threshold(method) if threshold is None else threshold
         if "hits" in tally:
             found |= boxes_result(tally, known)
+        if "trust" in tally:
+            found |= trust_result(tally)
         if "pixels" in tally:
             found |= pixels_result(tally, THRESHOLD if known is None else known)
         return {**found, **means_of(tally)}

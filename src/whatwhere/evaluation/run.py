@@ -4,12 +4,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.datasets.sample import Dataset
 from whatwhere.errors import DataError, InputError
 from whatwhere.evaluation.evaluate import Plan, chunks_in, evaluate, evaluate_each, plan_of, settings_of
 from whatwhere.evaluation.results import Evaluation
+from whatwhere.explanation import trust_in
 from whatwhere.images import printable
+from whatwhere.regions.trust import Signals, fitted
 
 SAVED_EVERY = 30.0
 """Seconds, after which a run is written down."""
@@ -97,10 +101,14 @@ def calibrate(
     batch: int = 16,
     mapping: Mapping[str, int | str] | None = None,
 ) -> dict[str, float]:
-    """Choose each method's threshold on a small boxed set: the one at which MaxBoxAcc is reached.
+    """Choose each method's threshold on a small boxed set, and fit how far its boxes are to be trusted.
 
-    The classifier keeps them, ``explain`` takes them, and ``save`` writes them with it. What is measured afterwards
-    is measured on other images.
+    The threshold is the one at which MaxBoxAcc is reached. Trust is fitted at it, from where it stood, and stays
+    there where all boxes are right, or all wrong. The classifier keeps both, ``explain`` takes them, and ``save``
+    writes them with it. What is measured afterwards is measured on other images.
+
+    Returns:
+        The thresholds.
 
     Raises:
         InputError: the data set has no boxes or masks.
@@ -115,4 +123,12 @@ def calibrate(
         )
     thresholds = {name: float(share) for name, share in found.items() if share is not None}
     net.thresholds.update(thresholds)
+    again = evaluate(net, dataset, plan_of(list(thresholds), batch=batch, baselines=False, mapping=mapping))
+    for name in thresholds:
+        net.trusts.pop(name, None)
+        seen = [one for row in again.rows if "signals" in (one := row["where"][name])]
+        right = np.array([one["right"] for one in seen], dtype=bool)
+        if 0 < right.sum() < len(right):
+            trust = fitted([Signals(*one["signals"]) for one in seen], right, trust_in(net, name))
+            net.trusts[name] = (*trust.weights, trust.bias)
     return thresholds

@@ -10,6 +10,7 @@ from whatwhere.maps.ablationcam import ablationcam
 from whatwhere.maps.cam import cam
 from whatwhere.maps.clustercam import clustercam
 from whatwhere.maps.dfl import dfl
+from whatwhere.maps.distilled import distilled
 from whatwhere.maps.eigencam import eigencam, eigengradcam
 from whatwhere.maps.fem import fem
 from whatwhere.maps.fullgrad import fullgrad
@@ -54,6 +55,7 @@ METHODS: dict[str, Method] = {
     "rise": rise,
     "occlusion": occlusion,
     "dfl": dfl,
+    "distilled": distilled,
     "rollout": rollout,
     "legrad": legrad,
 }

@@ -1,10 +1,11 @@
 """Over methods: each takes methods and gives one, ``(trace, score) -> maps``."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from whatwhere.classifiers.classifier import Trace
@@ -13,7 +14,7 @@ from whatwhere.maps.components import signed_component
 from whatwhere.maps.gradcampp import gradcampp
 from whatwhere.maps.shape import positive, unit, upsample
 from whatwhere.maps.weighted import Weighted
-from whatwhere.types import Images, Maps, Score
+from whatwhere.types import Images, Maps, Score, Size
 
 if TYPE_CHECKING:
     from whatwhere.maps import Method
@@ -68,12 +69,23 @@ def augment(method: "Method", *, flip: bool = True, scales: Sequence[float] = (1
     Raises:
         InputError: no scales, or one that is not positive.
     """
+    looks = looks_at(method, flip=flip, scales=scales)
+    return _named(lambda trace, score: mean_of(looks(trace, score)), "augment", method)
+
+
+def looks_at(
+    method: "Method", *, flip: bool = False, scales: Sequence[float] = (1.0,)
+) -> Callable[[Trace, Score], list[Tensor]]:
+    """A method's maps of the images mirrored and resized, each brought back to where it belongs: of each scale one.
+
+    Takes and raises what ``augment`` does; with ``flip`` two of each scale.
+    """
     if not scales or min(scales) <= 0:
         raise InputError(f"scales are positive, at least one, got {scales}")
 
-    def augmented(trace: Trace, score: Score) -> Maps:
+    def looks(trace: Trace, score: Score) -> list[Tensor]:
         size = trace.images.shape[2:]
-        found: list[Maps] = []
+        found: list[Tensor] = []
         for scale in scales:
             images = trace.images
             if scale != 1:
@@ -83,10 +95,15 @@ def augment(method: "Method", *, flip: bool = True, scales: Sequence[float] = (1
                 seen = trace if scale == 1 and not mirrored else _look(trace, images.flip(-1) if mirrored else images)
                 maps = method(seen, score)
                 found.append(maps.flip(-1) if mirrored else maps)
-        finest = max((tuple(maps.shape[1:]) for maps in found), key=math.prod)
-        return torch.stack([upsample(maps, finest) for maps in found]).mean(0)
+        return found
 
-    return _named(augmented, "augment", method)
+    return looks
+
+
+def mean_of(looks: Sequence[Tensor]) -> Maps:
+    """The mean of maps, on the finest of their grids."""
+    finest = max((tuple(maps.shape[1:]) for maps in looks), key=math.prod)
+    return torch.stack([upsample(maps, finest) for maps in looks]).mean(0)
 
 
 def _look(trace: Trace, images: Images) -> Trace:
@@ -129,6 +146,82 @@ def first_of(*methods: "Method") -> "Method":
         return methods[-1](trace, score)
 
     return _named(chosen, "first_of", *methods)
+
+
+def zoom(
+    first: "Method",
+    then: "Method",
+    *,
+    above: float = 0.5,
+    margin: float = 1.3,
+    scale: float = 2.0,
+    weight: float = 1 / 3,
+) -> "Method":
+    """A method's map of the whole, and where that found something another's of a second, larger look.
+
+    The window has the image's shape, holds all above a share of the first map's maximum with a margin, and is moved
+    into the image. Inside it the map is ``(1 - weight) * first + weight * then``, with ``then`` times the first map's
+    maximum; outside ``(1 - weight) * first``.
+
+    Args:
+        first: of the whole image.
+        then: of what is in the window; maps from 0 to 1.
+        above: share of the first map's maximum.
+        margin: the window's size, as a multiple of the least that holds what is above.
+        scale: the second look's size, as a multiple of the image's; other than 1 only for networks that take images
+            of any size.
+        weight: of the second look.
+
+    Returns:
+        Maps on the grid of the images' pixels, without what speaks against the score.
+
+    Raises:
+        InputError: numbers that are not 0 <= above < 1, margin >= 1, scale > 0 and 0 <= weight <= 1.
+        UnsupportedError: when it is used: the images are volumes, or the network takes none of another size.
+    """
+    if not (0 <= above < 1 and margin >= 1 and scale > 0 and 0 <= weight <= 1):
+        raise InputError(
+            "wanted 0 <= above < 1, margin >= 1, scale > 0 and 0 <= weight <= 1, got "
+            f"{above}, {margin}, {scale} and {weight}"
+        )
+
+    def zoomed(trace: Trace, score: Score) -> Maps:
+        h, w = _plane_of(trace)
+        maps = upsample(positive(first(trace, score)), (h, w))
+        windows = [_window(one > above * one.max(), margin) for one in maps]
+        size = max(1, round(scale * h)), max(1, round(scale * w))
+        shown = [upsample(image[:, *part], size) for image, part in zip(trace.images, windows, strict=True)]
+        again = then(_look(trace, torch.stack(shown)), score)
+        merged = (1 - weight) * maps
+        for one, whole, part, close in zip(merged, maps, windows, again, strict=True):
+            rows, columns = part
+            seen = upsample(close[None], (rows.stop - rows.start, columns.stop - columns.start))[0]
+            one[part] += weight * whole.max() * seen
+        return merged
+
+    return _named(zoomed, "zoom", first, then)
+
+
+def _plane_of(trace: Trace) -> Size:
+    """(h, w) of the images."""
+    if trace.images.ndim != 4:
+        raise UnsupportedError(f"a second look is at images (b d h w), got {tuple(trace.images.shape)}")
+    h, w = trace.images.shape[2:]
+    return h, w
+
+
+def _window(there: Bool[Tensor, "h w"], margin: float) -> tuple[slice, slice]:
+    """The rows and columns of a window of the image's shape, all of it where there is nothing."""
+    h, w = there.shape
+    sides = [there.any(axis).nonzero().flatten().tolist() or [0, side - 1] for axis, side in ((1, h), (0, w))]
+    extents = [(found[0], found[-1] + 1) for found in sides]
+    share = min(1.0, margin * max((stop - start) / side for (start, stop), side in zip(extents, (h, w), strict=True)))
+    parts = []
+    for (start, stop), side in zip(extents, (h, w), strict=True):
+        length = max(1, round(share * side))
+        begin = min(max(0, round((start + stop - length) / 2)), side - length)
+        parts.append(slice(begin, begin + length))
+    return parts[0], parts[1]
 
 
 def fuse(*methods: "Method", layers: Sequence[str] = (), by: Merge = "mean") -> "Method":

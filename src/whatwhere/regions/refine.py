@@ -32,7 +32,7 @@ def walk(
     heat: Heat,
     pixels: Pixels,
     *,
-    trust: float = 0.1,
+    trust: float = 0.2,
     contrast: float = 3.0,
     steps: Sequence[int] = STEPS,
     features: Float[np.ndarray, "c y x"] | None = None,
@@ -101,7 +101,7 @@ def recolour(heat: Heat, pixels: Pixels, *, bins: int = BINS) -> Heat:
     return _resized(share, heat.shape).astype(heat.dtype)
 
 
-def settle(heat: Heat, pixels: Pixels, *, trust: float = 0.1, contrast: float = 3.0, colour: float = 0.3) -> Heat:
+def settle(heat: Heat, pixels: Pixels, *, trust: float = 0.2, contrast: float = 3.0, colour: float = 0.3) -> Heat:
     """Evidence walks, the colours of where it came to are learned, and it walks again from there and from the map.
 
     ``walk(heat)``, then ``walk((1 - colour) * heat + colour * recolour(walk(heat)))``, on one grid.

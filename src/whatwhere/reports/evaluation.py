@@ -29,9 +29,10 @@ from whatwhere.reports.page import data_uri, pages
 from whatwhere.reports.picture import coloured, outline, textured
 
 COLUMNS = (
-    "MaxBoxAccV2", "MaxBoxAcc", "GT-known loc", "top-1 loc", "top-5 loc", "mean IoU", "PxAP", "pixel ROC AUC",
-    "mask IoU", "TPR", "FPR", "pointing", "energy", "KL", "CC", "SIM", "NSS", "average drop", "average increase",
-    "insertion", "deletion", "ROAD most", "ROAD least", "sensitivity", "CC when randomized",
+    "MaxBoxAccV2", "MaxBoxAcc", "GT-known loc", "top-1 loc", "top-5 loc", "mean IoU", "trust ROC AUC",
+    "trusted half", "PxAP", "pixel ROC AUC", "mask IoU", "TPR", "FPR", "pointing", "energy", "KL", "CC", "SIM", "NSS",
+    "average drop", "average increase", "insertion", "deletion", "ROAD most", "ROAD least", "sensitivity",
+    "CC when randomized",
 )  # fmt: skip
 """Of the table, as far as they were measured."""
 PLAIN = ("KL", "CC", "SIM", "NSS", "sensitivity", "CC when randomized")

@@ -107,7 +107,7 @@ def grids_of(
                         logits, grid = network.tapped(shown if scale == 1 else resized(shown, scale))
                         if len(files) == number:
                             shape = (len(pictures), 1 + mirrored, *grid.shape[1:])
-                            files.append(_file(folder / GRIDS.format(number), shape))
+                            files.append(room_for(folder / GRIDS.format(number), shape))
                         files[number][kept, view] = grid.float().clamp(-65504, 65504).cpu().numpy()
                         plain += [logits.float().cpu()] if view == 0 else []
                 said.append(torch.stack(plain).mean(0))
@@ -121,7 +121,7 @@ def grids_of(
     return in_smaller_batches(look, batch)
 
 
-def _file(place: Path, shape: tuple[int, ...]) -> np.ndarray:
+def room_for(place: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Room on the disk, all of it at once: a page that is not there when it is written would end the process."""
     grids = np.lib.format.open_memmap(place, "w+", np.float16, shape)
     if hasattr(os, "posix_fallocate"):
