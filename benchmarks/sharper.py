@@ -74,8 +74,9 @@ class Step(NamedTuple):
 
 
 def runner_up(trace, score):
-    """What the three most probable other classes share is taken away (``scores.contrast``)."""
-    return gradcam(trace, contrast(trace.class_gradient(score).argmax(1)))
+    """What the most probable other classes, three at most, share is taken away (``scores.contrast``)."""
+    others = min(3, trace.logits.shape[1] - 1)
+    return gradcam(trace, contrast(trace.class_gradient(score).argmax(1), others=others))
 
 
 def erased(trace, score):

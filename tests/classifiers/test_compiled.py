@@ -73,6 +73,33 @@ def test_a_small_network(backend):
 
 
 @pytest.mark.parametrize("backend", ENGINES)
+def test_a_graph_that_was_kept_is_not_made_again(backend, tmp_path, monkeypatch):
+    eager, kept = small(), tmp_path / "graph.onnx"
+    first = eager.compiled(backend, kept=kept)
+    wanted = first.trace(noise(2))
+    assert [file.name for file in tmp_path.iterdir()] == ["graph.onnx"]
+    whole = kept.read_bytes()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("exported again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", refuse)
+        found = eager.compiled(backend, kept=kept).trace(noise(2))
+    assert found.features.equal(wanted.features)
+    assert found.logits.equal(wanted.logits)
+    assert found.maps.equal(wanted.maps)
+    kept.write_bytes(whole[:100])
+    check(eager, eager.compiled(backend, kept=kept))
+    assert kept.stat().st_size > 100
+    other = small()
+    with torch.no_grad():
+        other.network[-1].bias += 1
+    with pytest.raises(UnsupportedError, match="gives other logits"):
+        other.compiled(backend, kept=kept).trace(noise(1))
+
+
+@pytest.mark.parametrize("backend", ENGINES)
 def test_a_network_without_the_linear_law(backend):
     eager = small(deep_head_net())
     compiled = eager.compiled(backend)
@@ -173,7 +200,7 @@ def test_methods_without_gradients_are_the_same(method):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - WITHOUT_GRADIENTS))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - WITHOUT_GRADIENTS - {"distilled"}))
 def test_methods_with_gradients_say_what_to_use(method):
     trace = ready()[1].trace(noise(1))
     assert not trace.features.requires_grad

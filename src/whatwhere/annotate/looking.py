@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -114,20 +115,21 @@ def _fastest(net: Classifier, method: str, images: int) -> Runs:
 class Looker:
     """A model that makes rows of what was read. It may be asked from several threads at once."""
 
-    def __init__(self, net: Classifier, settings: Settings, digest: str) -> None:
+    def __init__(self, net: Classifier, settings: Settings, digest: str, kept: Path | None = None) -> None:
         """Compiles the network where the settings say so.
 
         Args:
             net: the classifier, not compiled.
             settings: of the run.
             digest: of the classifier, by ``digest_of_model``.
+            kept: a file for the compiled graph, so that a run that goes on need not make it again.
 
         Raises:
             UnsupportedError: the engine does not run this network.
         """
         self.settings, self.digest = settings, digest
         backend: Backend | None = None if settings.backend == "torch" else settings.backend
-        self._net = net if backend is None else net.compiled(backend)
+        self._net = net if backend is None else net.compiled(backend, kept=kept)
         self._own = threading.local()
 
     @property

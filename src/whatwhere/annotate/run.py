@@ -161,6 +161,7 @@ def _work(
         failed += sum(row.error is not None for row in rows)
         watch(done, told.images, failed)
 
+    graph = out / f"graph-{told.model[:16]}.onnx"
     if engine == "ray":
         from whatwhere.annotate.cluster import annotate_parts as on_ray
 
@@ -172,7 +173,7 @@ def _work(
             listing,
             to_do,
             reader,
-            lambda: Looker(net, settings, told.model),
+            lambda: Looker(net, settings, told.model, graph),
             batch=settings.batch,
             workers=workers or cores(),
             watch=seen,
@@ -180,6 +181,7 @@ def _work(
     with closing(found):
         for number, rows in found:
             write_part(out, number, rows)
+    graph.unlink(missing_ok=True)  # all is done
 
 
 def check_formats(formats: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
@@ -349,7 +350,7 @@ class Classifier(ABC):
         return float((_pooled_logits(linear, trace) - trace.logits.detach()).abs().amax())
 
     def compiled(
-        self, backend: Backend = "onnxruntime", dtype: torch.dtype = torch.float32
+        self, backend: Backend = "onnxruntime", dtype: torch.dtype = torch.float32, *, kept: Path | None = None
     ) -> "whatwhere.classifiers.compiled.CompiledClassifier":
         """The same classifier without gradients, for speed: features, logits and class maps in one graph.
 
@@ -362,6 +363,8 @@ class Classifier(ABC):
                 ``torch.compile``, which needs a C++ compiler, or a GPU.
             dtype: float32 for all, bfloat16 for openvino and inductor, float16 for openvino, which keeps to float32
                 on a processor that has no such arithmetic.
+            kept: a file for the graph of this very network, of ONNX backends: taken from there if it is there, and
+                written there if not. What comes out of it is compared with the network's in any case.
 
         Raises:
             InputError: no such backend.
@@ -371,7 +374,7 @@ class Classifier(ABC):
         """
         from whatwhere.classifiers.compiled import CompiledClassifier
 
-        return CompiledClassifier(self, backend, dtype)
+        return CompiledClassifier(self, backend, dtype, kept)
 
     def _check_law(self, trace: Trace, predicted: Logits, bias: Tensor) -> None:
         logits = trace.logits.detach()

@@ -9,9 +9,10 @@ class maps, mean + bias, so that the last layer's product is done once.
 
 import copy
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import RLock
 from typing import Any, get_args
 
@@ -31,6 +32,7 @@ from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.layouts import as_grid, normalized_widths
 from whatwhere.classifiers.split import SplitClassifier
 from whatwhere.errors import InputError, MissingExtraError, UnsupportedError, WhatWhereError
+from whatwhere.files import aside
 from whatwhere.types import ClassMaps, Features, Images, Logits, Score, Variants
 
 DTYPES: dict[Backend, tuple[torch.dtype, ...]] = {
@@ -88,7 +90,11 @@ class CompiledClassifier(Classifier):
     network: "Graphs"
 
     def __init__(
-        self, eager: Classifier, backend: Backend = "onnxruntime", dtype: torch.dtype = torch.float32
+        self,
+        eager: Classifier,
+        backend: Backend = "onnxruntime",
+        dtype: torch.dtype = torch.float32,
+        kept: Path | None = None,
     ) -> None:
         _check_choice(eager, backend, dtype)
         self.eager, self.backend, self.dtype = eager, backend, dtype
@@ -103,7 +109,7 @@ class CompiledClassifier(Classifier):
             eager.checked_linear(trace)
         except UnsupportedError as error:
             self._lawless_because, linear = str(error), None
-        graphs = Graphs(eager, linear, backend, dtype, images, trace)
+        graphs = Graphs(eager, linear, backend, dtype, images, trace, kept)
         super().__init__(graphs, eager.labels, eager.preprocess, eager.name, eager.activation)
         self.thresholds, self.trusts = dict(eager.thresholds), dict(eager.trusts)
 
@@ -133,9 +139,9 @@ class CompiledClassifier(Classifier):
         return self._others[layer]
 
     def compiled(  # noqa: D102
-        self, backend: Backend = "onnxruntime", dtype: torch.dtype = torch.float32
+        self, backend: Backend = "onnxruntime", dtype: torch.dtype = torch.float32, *, kept: Path | None = None
     ) -> "CompiledClassifier":
-        return self.eager.compiled(backend, dtype)
+        return self.eager.compiled(backend, dtype, kept=kept)
 
     def trace(self, images: Images) -> CompiledTrace:
         """Look at a batch once: features, logits and class maps come out of one graph.
@@ -212,8 +218,9 @@ class Graphs(nn.Module):
         dtype: torch.dtype,
         images: Images,
         trace: Trace,
+        kept: Path | None = None,
     ) -> None:
-        """Exports the network.
+        """Exports the network, unless its graph was kept.
 
         Args:
             eager: the classifier.
@@ -222,6 +229,7 @@ class Graphs(nn.Module):
             dtype: what it computes in.
             images: a sample.
             trace: what eager sees in it.
+            kept: a file for the graph that looks.
 
         Raises:
             UnsupportedError: it cannot be exported.
@@ -237,7 +245,9 @@ class Graphs(nn.Module):
         self._threads = torch.get_num_threads()
         self._lock = RLock()
         self._runs: dict[str, Run] = {}
-        self._program = self._exported(eager, linear)
+        self._kept = None if backend == "inductor" else kept
+        self._export: Callable[[], Any] = lambda: self._exported(eager, linear)
+        self._program = None if self._kept is not None and self._kept.is_file() else self._export()
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -285,16 +295,36 @@ class Graphs(nn.Module):
             if self.backend == "inductor":
                 run = on_inductor(self._program, wanted)
             else:
-                model = part_of(self._program, wanted)
-                if self.backend == "onnxruntime":
-                    run = on_onnxruntime(model, shapes, self._threads)
-                else:
-                    run, self.computed = on_openvino(model, shapes, self._threads, self.dtype)
+                run = self._of_kept(kind, shapes) or self._on_engine(self._onnx(kind, wanted), shapes)
             logits = run(self._images)[0 if kind == "logits" else 1]
         self._compare(logits)
         if {*self._runs, kind} == {"look", "logits"}:
-            self._program = None
+            self._program, self._export = None, lambda: None
         return run
+
+    def _on_engine(self, model: bytes, shapes: list[tuple[int, ...]]) -> Run:
+        if self.backend == "onnxruntime":
+            return on_onnxruntime(model, shapes, self._threads)
+        run, self.computed = on_openvino(model, shapes, self._threads, self.dtype)
+        return run
+
+    def _of_kept(self, kind: str, shapes: list[tuple[int, ...]]) -> Run | None:
+        """The graph that was kept, if there is one that the engine takes."""
+        if kind != "look" or self._kept is None or not self._kept.is_file():
+            return None
+        try:
+            return self._on_engine(self._kept.read_bytes(), shapes)
+        except Exception:  # a damaged file; engines raise whatever comes to hand
+            return None
+
+    def _onnx(self, kind: str, wanted: list[int]) -> bytes:
+        if self._program is None:
+            self._program = self._export()
+        model = part_of(self._program, wanted)
+        if kind == "look" and self._kept is not None:
+            with suppress(OSError), aside(self._kept) as place:  # it only saves time
+                place.write_bytes(model)
+        return model
 
     def _compare(self, logits: Logits) -> None:
         """Exporters err; what they made is believed once it has said what the network says."""
