@@ -67,8 +67,8 @@ def export(
 ) -> Exported:
     """Write a classifier as one graph: images -> logits (b k), class maps (b k y x) and, with ``box``, box (b 4).
 
-    Any batch. With ``uint8`` pictures of any size; without, images of any size where the network's layers allow a graph
-    of that, and of the network's own elsewhere (the embedded one's padding depends on it). Labels, preprocessing,
+    Any batch. With ``uint8`` pictures of any size; without, images from half the network's size up where its layers
+    allow a graph of that, and of the network's own elsewhere (the embedded one's padding depends on it). Labels, preprocessing,
     threshold, layer and a digest of the weights go into ``FILE.json`` beside it, and into an ONNX file's metadata.
 
     Args:
@@ -178,7 +178,7 @@ def _checked(path: Path, to: To, threshold: float, both: bool) -> Path:
         raise InputError(f"in a graph a threshold is a share of the maximum in [0, 1), got {threshold}")
     if both:
         raise InputError("a box is cut from class maps, and with features there are none; choose one of the two")
-    if to == "onnx" or to == "openvino":
+    if to != "pt2":
         with extra("export", f"exporting to {to}"):
             import onnxscript  # noqa: F401
 
@@ -224,7 +224,9 @@ def _program(whole: Whole, batch: Tensor) -> tuple[torch.export.ExportedProgram,
     names = {0: "batch", 1: "height", 2: "width"} if whole.pixels is not None else {0: "batch", 2: "height", 3: "width"}
     if batch.ndim != 4:
         names = {0: "batch"}
-    opened = {axis: torch.export.Dim(name, min=1) for axis, name in names.items()}
+    # a network may have guards against inputs that vanish in it; half of its own size is far from there
+    least = {axis: 1 if axis == 0 or whole.pixels is not None else batch.shape[axis] // 2 for axis in names}
+    opened = {axis: torch.export.Dim(name, min=least[axis]) for axis, name in names.items()}
     closed = {0: opened[0]}
     with quiet():
         # layers that pad by the size of what they are given make formulas of it that take hours to simplify

@@ -1,17 +1,20 @@
-"""What an exported file computes: pixels -> network -> logits, class maps, the box; all in tensors of any size."""
+"""What an exported file computes: pixels -> network -> logits, class maps, the box; all in tensors of any size.
+
+While a graph is made, lengths are symbols; so shapes are said in words here and not checked."""
 
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from whatwhere.classifiers.compiled import Look
 from whatwhere.errors import UnsupportedError
 from whatwhere.images import Preprocess
-from whatwhere.types import ClassMaps, Logits
+
+
+Length = int | torch.SymInt
 
 
 class Axis(NamedTuple):
@@ -61,8 +64,8 @@ class Pixels(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(preprocess.std)[:, None, None])
 
-    def forward(self, images: UInt8[Tensor, "b H W 3"]) -> tuple[Float[Tensor, "b d h w"], Axis, Axis]:
-        """The input, and how rows and columns lie in it."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Axis, Axis]:
+        """(b H W 3) -> the input (b d h w), and how rows and columns lie in it."""
         rows, columns = self.axes(_length(images.shape[1]), _length(images.shape[2]))
         pixels = images.permute(0, 3, 1, 2).float()
         if len(self.mean) == 1:
@@ -92,7 +95,7 @@ class Pixels(nn.Module):
             Axis(W, zero, W / inner_w, ((w - inner_w) / 2).floor(), inner_w),
         )
 
-    def _taps(self, axis: Axis, pixels: int, out: int) -> tuple[Tensor, Tensor]:
+    def _taps(self, axis: Axis, pixels: Length, out: int) -> tuple[Tensor, Tensor]:
         """(out, pixels): the weight of each pixel in each of the input's; and which of those are not padding."""
         places = torch.arange(out, dtype=torch.float32)
         inside = (places >= axis.placed) & (places < axis.placed + axis.inner)
@@ -145,9 +148,7 @@ class Whole(nn.Module):
         return logits, maps[0], box_of(logits, maps[0], down, across, self.share)
 
 
-def box_of(
-    logits: Logits, maps: ClassMaps, down: Float[Tensor, "H y"], across: Float[Tensor, "W x"], share: float
-) -> Float[Tensor, "b 4"]:
+def box_of(logits: Tensor, maps: Tensor, down: Tensor, across: Tensor, share: float) -> Tensor:
     """Where the most probable class is: x0 y0 x1 y1 in pixel edges; zeros where its map is nowhere positive.
 
     The map's positive part, scaled to [0, 1] and brought to pixels, is cut at a share of its maximum, and the box is the
@@ -161,6 +162,9 @@ def box_of(
         down: (H y), weights of a map's rows in each row of pixels.
         across: (W x), of its columns.
         share: of the maximum, in [0, 1).
+
+    Returns:
+        (b 4), float32.
     """
     top = logits.argmax(1)[:, None, None, None].expand(-1, -1, maps.shape[2], maps.shape[3])
     heat = maps.gather(1, top)[:, 0].clamp(min=0)
@@ -183,7 +187,7 @@ def _extent(found: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(start, stop), stop
 
 
-def _spread(axis: Axis, pixels: int, cells: int, size: int) -> Tensor:
+def _spread(axis: Axis, pixels: Length, cells: Length, size: Length) -> Tensor:
     """(pixels, cells): bilinear weights of a map's cells in the picture's pixels, 0 in those that were not seen."""
     centres = torch.arange(pixels, dtype=torch.float32) + 0.5
     inside = (centres >= axis.seen) & (centres < axis.seen + axis.inner * axis.scale)
@@ -193,7 +197,7 @@ def _spread(axis: Axis, pixels: int, cells: int, size: int) -> Tensor:
     return (1 - (numbers - at[:, None]).abs()).clamp(min=0) * inside[:, None]
 
 
-def _length(pixels: int) -> Tensor:
+def _length(pixels: Length) -> Tensor:
     """A length as a tensor, also where it is open when the graph is made."""
     return torch.arange(pixels, dtype=torch.float32)[-1] + 1
 

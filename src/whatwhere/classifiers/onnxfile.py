@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whatwhere.classifiers.classifier import Linear
 from whatwhere.classifiers.exported import KEY, runner
 from whatwhere.classifiers.labels import Labels
 from whatwhere.classifiers.split import SplitClassifier
@@ -25,6 +26,11 @@ class OnnxClassifier(SplitClassifier):
             UnsupportedError: always; says what to do.
         """
         raise UnsupportedError(f"{self.name} is split where it was exported; export it again with layer {layer!r}")
+
+    def linear(self, channels: int) -> Linear | None:
+        """What turns class maps into logits: the identity, and the bias of the layer that made them."""
+        bias = self.network.bias
+        return Linear(torch.eye(len(bias)), bias) if channels == len(bias) else None  # type: ignore[arg-type]
 
     @property
     def inner(self) -> nn.Module:
