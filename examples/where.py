@@ -1,4 +1,4 @@
-"""What is in a picture, and where, by an exported file: python where.py MODEL.onnx PICTURE OUT.png
+"""What is in a picture, and where, by an exported file: python where.py MODEL.onnx PICTURE OUT.png.
 
 The file is made by `whatwhere export MODEL --uint8 --box --out MODEL.onnx`.
 """

@@ -67,7 +67,9 @@ def test_pixels_of_any_size_give_the_box_that_explain_gives(made, count, size):
     for pixels, said, box in zip(photos, logits, boxes, strict=True):
         (one,) = whatwhere.explain(net, pixels, method="cam", threshold=0.4)
         assert said.argmax() == one.index
-        np.testing.assert_allclose(said, net.logits(net.preprocess(whatwhere.open_photo(pixels))[0][None])[0], atol=0.05)
+        np.testing.assert_allclose(
+            said, net.logits(net.preprocess(whatwhere.open_photo(pixels))[0][None])[0], atol=0.05
+        )
         if one.mask.any():
             rows, columns = np.nonzero(one.heat > 0.4 * one.heat.max())
             np.testing.assert_allclose(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], atol=1.01)
@@ -115,7 +117,9 @@ def test_a_file_is_a_classifier_again(method, uint8, made, tmp_path):
     again = whatwhere.load(file)
     assert list(again.labels) == list(net.labels)
     photo = photographs()[1]
-    wanted, got = (whatwhere.explain(one, photo, target="class 2", method=method, threshold=0.4) for one in (net, again))
+    wanted, got = (
+        whatwhere.explain(one, photo, target="class 2", method=method, threshold=0.4) for one in (net, again)
+    )
     assert got[0].probability == pytest.approx(wanted[0].probability, abs=1e-4)
     assert got[0].box == wanted[0].box
     np.testing.assert_allclose(got[0].heat, wanted[0].heat, atol=1e-3)

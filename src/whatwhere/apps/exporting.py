@@ -49,4 +49,6 @@ def export(
     for shape, errors in made.errors.items():
         said = ", ".join(f"{name} {error:.1e}{' px' if name == 'box' else ''}" for name, error in errors.items())
         stdout.print(f"differs from PyTorch on {' x '.join(map(str, shape))}: {said}", highlight=False)
-    stderr.print(f"written to {escape(str(made.file))} and {escape(str(made.sidecar))}", highlight=False, soft_wrap=True)
+    stderr.print(
+        f"written to {escape(str(made.file))} and {escape(str(made.sidecar))}", highlight=False, soft_wrap=True
+    )

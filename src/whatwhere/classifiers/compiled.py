@@ -348,6 +348,7 @@ class Look(nn.Module):
             self.is_identity = k == c and torch.equal(linear.weight, torch.eye(k).to(linear.weight))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The outputs."""
         features, logits = self._both(images.to(self.dtype))
         if not self.has_maps:
             return features.float(), logits.float()

@@ -1,7 +1,7 @@
 """Classifier -> a file that other programs run: one graph, images -> logits, class maps and, if asked for, the box.
 
-What is written is run once in its own engine on photographs, in batches of several lengths and sizes, and believed where
-it says what the network says.
+What is written is run once in its own engine on photographs, in batches of several lengths and sizes, and believed
+where it says what the network says.
 """
 
 import copy
@@ -68,8 +68,8 @@ def export(
     """Write a classifier as one graph: images -> logits (b k), class maps (b k y x) and, with ``box``, box (b 4).
 
     Any batch. With ``uint8`` pictures of any size; without, images from half the network's size up where its layers
-    allow a graph of that, and of the network's own elsewhere (the embedded one's padding depends on it). Labels, preprocessing,
-    threshold, layer and a digest of the weights go into ``FILE.json`` beside it, and into an ONNX file's metadata.
+    allow a graph of that, and of the network's own elsewhere (the embedded one's padding depends on it). Labels,
+    preprocessing, threshold, layer and a digest of the weights go into ``FILE.json`` beside it, and into an ONNX file's metadata.
 
     Args:
         net: the classifier, on the CPU.
@@ -81,7 +81,8 @@ def export(
         features: logits and features (b c y x) instead, of networks that have no class maps.
 
     Raises:
-        InputError: an unknown format, a file of another suffix, a threshold outside [0, 1), or ``box`` with ``features``.
+        InputError: an unknown format, a file of another suffix, a threshold outside [0, 1), or ``box`` with
+            ``features``.
         MissingExtraError: what writes or runs the format is not installed.
         UnsupportedError: the logits are not linear in pooled features (without ``features``); the network cannot be
             exported; what was made of it does not say what the network says. No file is left then.
@@ -192,7 +193,7 @@ def _checked(path: Path, to: To, threshold: float, both: bool) -> Path:
 def _graph_of(
     net: Classifier, threshold: float, uint8: bool, box: bool, features: bool
 ) -> tuple[Whole, Callable[[Tensor], tuple[Tensor, ...]]]:
-    """What is exported, and the same by the classifier itself: preprocessed images -> logits, and maps or features."""
+    """What is exported, and the same by the classifier: preprocessed images -> logits, and maps or features."""
     noise = noise_of(net)
     trace = net.trace(noise)
     linear = None
@@ -203,7 +204,7 @@ def _graph_of(
             raise UnsupportedError(
                 f"{net.name} has no class maps that a graph could give: its logits are not linear in the mean of its "
                 f"features, and maps by gradients are no part of a graph. With features (--features) the file gives "
-                f"logits and features; with another layer, or a head of one linear layer behind the mean, it gives maps. "
+                f"logits and features; with another layer, or one linear layer behind the mean, it gives maps. "
                 f"({error})"
             ) from error
     if box and noise.ndim != 4:
@@ -221,7 +222,9 @@ def _graph_of(
 
 def _program(whole: Whole, batch: Tensor) -> tuple[torch.export.ExportedProgram, bool]:
     """The graph, and whether the size of images is open in it."""
-    names = {0: "batch", 1: "height", 2: "width"} if whole.pixels is not None else {0: "batch", 2: "height", 3: "width"}
+    names = (
+        {0: "batch", 1: "height", 2: "width"} if whole.pixels is not None else {0: "batch", 2: "height", 3: "width"}
+    )
     if batch.ndim != 4:
         names = {0: "batch"}
     # a network may have guards against inputs that vanish in it; half of its own size is far from there
@@ -264,7 +267,9 @@ def _write(program: Any, file: Path, to: To, names: Sequence[str], meta: dict[st
 def _meta_of(net: Classifier, to: To, whole: Whole, threshold: float, uint8: bool, is_open: bool) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name, tensor in sorted(net.network.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return {
         "model": net.name,
         "to": to,

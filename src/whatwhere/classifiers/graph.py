@@ -1,6 +1,7 @@
 """What an exported file computes: pixels -> network -> logits, class maps, the box; all in tensors of any size.
 
-While a graph is made, lengths are symbols; so shapes are said in words here and not checked."""
+While a graph is made, lengths are symbols; so shapes are said in words here and not checked.
+"""
 
 import math
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from whatwhere.classifiers.compiled import Look
 from whatwhere.errors import UnsupportedError
 from whatwhere.images import Preprocess
-
 
 Length = int | torch.SymInt
 
@@ -38,8 +38,8 @@ class Axis(NamedTuple):
 class Pixels(nn.Module):
     """8-bit RGB (b H W 3) of any size -> the network's input (b d h w), as ``Preprocess`` makes it.
 
-    Each axis is resized by one small matrix with Pillow's antialiased filters. Pillow rounds to whole levels after each
-    axis, and this does not: an input differs by half a level or so, in 255.
+    Each axis is resized by one small matrix with Pillow's antialiased filters. Pillow rounds to whole levels after
+    each axis, and this does not: an input differs by half a level or so, in 255.
     """
 
     mean: Tensor
@@ -76,8 +76,9 @@ class Pixels(nn.Module):
         pixels = (down @ (pixels @ across.T).clamp(0, 255)).clamp(0, 255)
         return (pixels / 255 - self.mean) / self.std * is_row[:, None] * is_column, rows, columns
 
-    def axes(self, H: Tensor, W: Tensor) -> tuple[Axis, Axis]:
-        """How pictures of H x W pixels lie in the input."""
+    def axes(self, height: Tensor, width: Tensor) -> tuple[Axis, Axis]:
+        """How pictures of so many pixels lie in the input."""
+        H, W = height, width
         h, w = self.preprocess.size[-2:]
         zero = H * 0
         if self.preprocess.fit == "whole":
@@ -131,6 +132,7 @@ class Whole(nn.Module):
         self.names = ["logits", "maps", "box"][: 2 + (box is not None)] if look.has_maps else ["logits", "features"]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, in the order of ``names``."""
         if self.pixels is not None:
             inputs, rows, columns = self.pixels(images)
         else:
@@ -151,10 +153,10 @@ class Whole(nn.Module):
 def box_of(logits: Tensor, maps: Tensor, down: Tensor, across: Tensor, share: float) -> Tensor:
     """Where the most probable class is: x0 y0 x1 y1 in pixel edges; zeros where its map is nowhere positive.
 
-    The map's positive part, scaled to [0, 1] and brought to pixels, is cut at a share of its maximum, and the box is the
-    tight one around all pixels above it. ``explain`` takes the largest connected component of the same pixels: its box is
-    this one where there is one component, and inside this one where there are several. To number components takes a loop
-    until nothing changes, which graphs of the formats here have no plain operation for.
+    The map's positive part, scaled to [0, 1] and brought to pixels, is cut at a share of its maximum, and the box is
+    the tight one around all pixels above it. ``explain`` takes the largest connected component of the same pixels:
+    its box is this one where there is one component, and inside this one where there are several. To number components
+    takes a loop until nothing changes, which graphs of the formats here have no plain operation for.
 
     Args:
         logits: (b k).

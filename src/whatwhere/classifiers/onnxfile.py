@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from whatwhere.classifiers.classifier import Linear
 from whatwhere.classifiers.exported import KEY, runner
+from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.labels import Labels
 from whatwhere.classifiers.split import SplitClassifier
 from whatwhere.errors import DataError, UnsupportedError, WhatWhereError, extra
@@ -19,7 +20,7 @@ from whatwhere.types import ClassMaps, Images, Logits
 class OnnxClassifier(SplitClassifier):
     """A classifier whose network is a file. Its features are its class maps; no gradient goes further back."""
 
-    def at(self, layer: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def at(self, layer: str) -> HookedClassifier:
         """None here.
 
         Raises:
@@ -98,13 +99,19 @@ def load_onnx(file: Path) -> OnnxClassifier:
     try:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         meta = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
-        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["preprocess"].items()}
+        settings = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in meta["preprocess"].items()
+        }
         preprocess = Preprocess(**settings)
         labels, share = Labels(meta["labels"], meta["synonyms"]), float(meta["threshold"])
         if "maps" not in meta["outputs"]:
-            raise UnsupportedError(f"{name} gives features and no class maps; explain the model that it was made from")
+            raise UnsupportedError(
+                f"{name} gives features and no class maps; explain the model that it was made from"
+            )
         if meta["uint8"] and (preprocess.fit != "whole" or len(preprocess.mean) != 3):
-            raise UnsupportedError(f"{name} crops, pads or greys its pixels itself; export it without --uint8 for this")
+            raise UnsupportedError(
+                f"{name} crops, pads or greys its pixels itself; export it without --uint8 for this"
+            )
         network = OnnxNet(file, meta, preprocess)
     except WhatWhereError:
         raise
