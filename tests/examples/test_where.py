@@ -39,7 +39,7 @@ def test_in_python(folder):
     assert " ".join(label) == "Egyptian cat"
     assert 70 < float(odds.rstrip("%")) < 90
     assert np.abs(np.array([x0, y0, x1, y1], int) - [40, 0, 401, 300]).max() <= 3
-    assert Image.open(folder / "seen.png").size == Image.open(folder / "picture.jpg").size
+    assert pixels(folder / "seen.png").shape == pixels(folder / "picture.jpg").shape
 
 
 def test_in_the_browser(folder, tmp_path):
@@ -74,11 +74,14 @@ def test_in_the_browser(folder, tmp_path):
     *label, x0, y0, x1, y1 = said.split()
     assert " ".join(label) == "Egyptian cat"
     assert np.abs(np.array([x0, y0, x1, y1], float) - [40, 0, 401, 300]).max() <= 3
-    seen, plain = (
-        np.asarray(Image.open(folder / name).convert("RGB"), float) for name in ("seen-in-browser.png", "picture.jpg")
-    )
+    seen, plain = pixels(folder / "seen-in-browser.png"), pixels(folder / "picture.jpg")
     redder = (seen - plain)[..., 0] - (seen - plain)[..., 2]
     assert redder[100:200, 150:300].mean() > redder[:, 410:].mean() + 30
+
+
+def pixels(file):
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"), float)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

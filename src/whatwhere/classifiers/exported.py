@@ -69,7 +69,8 @@ def export(
 
     Any batch. With ``uint8`` pictures of any size; without, images from half the network's size up where its layers
     allow a graph of that, and of the network's own elsewhere (the embedded one's padding depends on it). Labels,
-    preprocessing, threshold, layer and a digest of the weights go into ``FILE.json`` beside it, and into an ONNX file's metadata.
+    preprocessing, threshold, layer and a digest of the weights go into a JSON file of the same name beside it,
+    and into an ONNX file's metadata.
 
     Args:
         net: the classifier, on the CPU.
@@ -242,6 +243,23 @@ def _program(whole: Whole, batch: Tensor) -> tuple[torch.export.ExportedProgram,
         return torch.export.export(whole, (batch,), dynamic_shapes=(closed,), strict=False), False
 
 
+def _axes_of(meta: dict[str, Any]) -> dict[int, str]:
+    """What the open axes of the images are called."""
+    if not meta["any_size"]:
+        return {0: "batch"}
+    return {0: "batch", 1: "height", 2: "width"} if meta["uint8"] else {0: "batch", 2: "height", 3: "width"}
+
+
+def _name_axes(graph: Any, names: dict[int, str]) -> None:
+    """Names instead of the exporter's symbols, wherever they stand alone."""
+    (images,) = graph.inputs
+    known = {str(images.shape[axis]): name for axis, name in names.items()}
+    for value in (images, *graph.outputs):
+        for axis, length in enumerate(value.shape):
+            if str(length) in known:
+                value.shape[axis] = known[str(length)]
+
+
 def _pads_by_size(whole: Whole) -> bool:
     return any(type(module).__name__.endswith("Same") for module in whole.modules())
 
@@ -254,6 +272,7 @@ def _write(program: Any, file: Path, to: To, names: Sequence[str], meta: dict[st
         made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=[*names])
         assert made is not None
         made.model.metadata_props[KEY] = json.dumps(meta)
+        _name_axes(made.model.graph, _axes_of(meta))
         model = part_of(made.model, range(len(names)))
         if to == "onnx":
             file.write_bytes(model)

@@ -155,8 +155,8 @@ def box_of(logits: Tensor, maps: Tensor, down: Tensor, across: Tensor, share: fl
 
     The map's positive part, scaled to [0, 1] and brought to pixels, is cut at a share of its maximum, and the box is
     the tight one around all pixels above it. ``explain`` takes the largest connected component of the same pixels:
-    its box is this one where there is one component, and inside this one where there are several. To number components
-    takes a loop until nothing changes, which graphs of the formats here have no plain operation for.
+    its box is this one where there is one component, and inside this one where there are several. To number
+    components takes a loop until nothing changes, which graphs of the formats here have no plain operation for.
 
     Args:
         logits: (b k).
@@ -194,7 +194,7 @@ def _spread(axis: Axis, pixels: Length, cells: Length, size: Length) -> Tensor:
     centres = torch.arange(pixels, dtype=torch.float32) + 0.5
     inside = (centres >= axis.seen) & (centres < axis.seen + axis.inner * axis.scale)
     numbers = torch.arange(cells, dtype=torch.float32)
-    at = (axis.placed + (centres - axis.seen) / axis.scale) * (cells / size) - 0.5
+    at: Tensor = (axis.placed + (centres - axis.seen) / axis.scale) * cells / size - 0.5
     at = torch.minimum(at.clamp(min=0), numbers[-1])
     return (1 - (numbers - at[:, None]).abs()).clamp(min=0) * inside[:, None]
 

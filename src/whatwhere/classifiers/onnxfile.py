@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ def load_onnx(file: Path) -> OnnxClassifier:
     try:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         meta = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
-        settings = {
+        settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in meta["preprocess"].items()
         }
         preprocess = Preprocess(**settings)
