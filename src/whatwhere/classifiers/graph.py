@@ -194,7 +194,7 @@ def _spread(axis: Axis, pixels: Length, cells: Length, size: Length) -> Tensor:
     centres = torch.arange(pixels, dtype=torch.float32) + 0.5
     inside = (centres >= axis.seen) & (centres < axis.seen + axis.inner * axis.scale)
     numbers = torch.arange(cells, dtype=torch.float32)
-    at = (axis.placed + (centres - axis.seen) / axis.scale).mul(cells).div(size) - 0.5
+    at = (axis.placed + (centres - axis.seen) / axis.scale).mul(cells / size) - 0.5
     at = torch.minimum(at.clamp(min=0), numbers[-1])
     return (1 - (numbers - at[:, None]).abs()).clamp(min=0) * inside[:, None]
 
