@@ -6,6 +6,7 @@ import sys
 REFUSED = """
 import torch
 import whatwhere, whatwhere.explanation, whatwhere.apps.cli
+from whatwhere.classifiers.exported import export
 from whatwhere.maps import METHODS
 from whatwhere.maps.combine import fuse
 from whatwhere.scores import top_class
@@ -23,6 +24,7 @@ for call, said in (
     (lambda: METHODS["scorecam"](trace, top_class, batch="all"), "got"),
     (lambda: METHODS["occlusion"](trace, top_class, cover="black"), "got"),
     (lambda: fuse(METHODS["gradcam"], by="sum"), "got"),
+    (lambda: export(trace.net, "model.onnx", "torchscript", threshold=0.3), "onnx, openvino, pt2, got"),
 ):
     try:
         call()
@@ -37,4 +39,4 @@ for call, said in (
 def test_wrong_words_and_types_are_refused():
     done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("refused:") == 8
+    assert done.stdout.count("refused:") == 9

@@ -100,7 +100,7 @@ class CompiledClassifier(Classifier):
         self.eager, self.backend, self.dtype = eager, backend, dtype
         self._device = eager.device
         self._others: dict[str, CompiledClassifier] = {}
-        images = _sample(eager)
+        images = noise_of(eager)
         trace = eager.trace(images)
         linear = eager.linear(trace.features.shape[1])
         self._linear = linear and Linear(linear.weight.clone(), linear.bias.clone())
@@ -272,7 +272,7 @@ class Graphs(nn.Module):
         with self._named_failure(), plain_mode(), quiet():
             with undisturbed(eager.network):
                 network = copy.deepcopy(eager.network)
-            look = _Look(eager, network.requires_grad_(False), linear, self._images, dtype).to(dtype)
+            look = Look(eager, network.requires_grad_(False), linear, self._images, dtype).to(dtype)
             size = sum(tensor.nbytes for tensor in (*look.parameters(), *look.buffers()))
             if self.backend != "inductor" and size > _ONNX_LIMIT:
                 raise UnsupportedError(
@@ -351,7 +351,7 @@ class Graphs(nn.Module):
             ) from error
 
 
-class _Look(nn.Module):
+class Look(nn.Module):
     """What is exported: images -> features, logits from the class maps, class maps, logits; or features, logits."""
 
     weight: Tensor
@@ -378,6 +378,7 @@ class _Look(nn.Module):
             self.is_identity = k == c and torch.equal(linear.weight, torch.eye(k).to(linear.weight))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The outputs."""
         features, logits = self._both(images.to(self.dtype))
         if not self.has_maps:
             return features.float(), logits.float()
@@ -394,7 +395,8 @@ class _Look(nn.Module):
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
             found = output if isinstance(output, Tensor) else output[0]
-            grids.append(as_grid(found, self.size, self.widths)[0].clone())
+            as_is = found.ndim == 4 and not self.widths  # whatever the size, which may be left open
+            grids.append((found if as_is else as_grid(found, self.size, self.widths)[0]).clone())
 
         with self.network.get_submodule(self.layer).register_forward_hook(note):
             logits = logits_of(self.network(images))
@@ -426,7 +428,7 @@ def _check_choice(eager: Classifier, backend: Backend, dtype: torch.dtype) -> No
         )
 
 
-def _sample(eager: Classifier) -> Images:
+def noise_of(eager: Classifier) -> Images:
     """Two images of noise, of everyday and of large contrast."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, len(eager.preprocess.mean), *eager.preprocess.size, generator=generator)

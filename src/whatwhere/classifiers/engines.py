@@ -61,7 +61,7 @@ def on_openvino(
     model: bytes, shapes: Sequence[tuple[int, ...]], threads: int, dtype: torch.dtype
 ) -> tuple[Run, torch.dtype]:
     """The graph, and what it computes in on this processor."""
-    openvino = _import_openvino()
+    openvino = import_openvino()
     core, lock = openvino.Core(), RLock()
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -86,7 +86,7 @@ def on_openvino(
     return run, computed
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """OpenVINO without its telemetry, which would write to the home folder and call out when imported."""
     hidden = "openvino_telemetry"
     if hidden in sys.modules or "openvino" in sys.modules:

@@ -9,6 +9,7 @@ from torch import nn
 
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Activation, Classifier
+from whatwhere.classifiers.onnxfile import load_onnx
 from whatwhere.classifiers.saved import RUN, load_run
 from whatwhere.classifiers.weights import load_weights, read_weights
 from whatwhere.classifiers.zoo import EMBEDDED, build
@@ -33,7 +34,8 @@ def load(
     Args:
         model: ``"efficientnet-lite0"``, whose weights come with the install; ``"timm/NAME"`` or
             ``"torchvision/NAME"`` (a bare name is looked up in this order), with weights from their hub;
-            the folder of a saved run; or an ``nn.Module`` that gives logits (b k).
+            the folder of a saved run; an ``.onnx`` file of ``whatwhere export``; or an ``nn.Module`` that gives
+            logits (b k).
         layer: split after this layer instead of the one that is found, as in ``named_modules()``.
         labels: class names, in the order of the logits.
         preprocess: how photos become input; by default what belongs to the weights, or ImageNet's.
@@ -53,6 +55,10 @@ def load(
         if weights is not None:
             raise InputError("weights go with a name; load them into a module before passing it")
         net = around(model, labels=labels, preprocess=preprocess, activation=activation, layer=layer)
+    elif Path(model).suffix == ".onnx":
+        if any(given is not None for given in (layer, labels, preprocess, activation, weights, device)):
+            raise InputError(f"{printable(model)} has all of its own; only a model that is built takes more")
+        return load_onnx(Path(model))
     elif Path(model, RUN).exists():
         if weights is not None:
             raise InputError(f"a saved run has its own weights; got {printable(weights)} besides")

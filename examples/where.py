@@ -1,0 +1,22 @@
+"""What is in a picture, and where, by an exported file: python where.py MODEL.onnx PICTURE OUT.png.
+
+The file is made by `whatwhere export MODEL --uint8 --box --out MODEL.onnx`.
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageDraw
+
+session = onnxruntime.InferenceSession(sys.argv[1])
+meta = json.loads(session.get_modelmeta().custom_metadata_map["whatwhere"])
+picture = Image.open(sys.argv[2]).convert("RGB")
+logits, maps, box = session.run(None, {"images": np.asarray(picture)[None]})
+best, odds = logits[0].argmax(), np.exp(logits[0] - logits[0].max())
+print(meta["labels"][best], f"{odds[best] / odds.sum():.1%}", *box[0].astype(int))
+heat = Image.fromarray((maps[0, best].clip(0) / max(maps[0, best].max(), 1e-9) * 200).astype(np.uint8))
+picture.paste("red", mask=heat.resize(picture.size, Image.Resampling.BILINEAR))
+ImageDraw.Draw(picture).rectangle(box[0].tolist(), outline="white", width=3)
+picture.save(sys.argv[3])

@@ -1,0 +1,93 @@
+"""The examples run an exported file without this package: in Python, and in the browser."""
+
+import functools
+import http.server
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from whatwhere.classifiers.exported import export
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def folder(net, photos, tmp_path_factory):
+    """The embedded model exported, and a picture."""
+    folder = tmp_path_factory.mktemp("served")
+    export(net, folder / "model.onnx", threshold=0.25, uint8=True, box=True)
+    shutil.copyfile(photos[0], folder / "picture.jpg")
+    return folder
+
+
+def test_in_python(folder):
+    words = [EXAMPLES / "where.py", "model.onnx", "picture.jpg", "seen.png"]
+    blocked = "import sys, runpy; sys.modules.update(torch=None, whatwhere=None); sys.argv = sys.argv[1:]; "
+    code = f"{blocked}runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *label, odds, x0, y0, x1, y1 = done.stdout.split()
+    assert " ".join(label) == "Egyptian cat"
+    assert 70 < float(odds.rstrip("%")) < 90
+    assert np.abs(np.array([x0, y0, x1, y1], int) - [40, 0, 401, 300]).max() <= 3
+    assert pixels(folder / "seen.png").shape == pixels(folder / "picture.jpg").shape
+
+
+def test_in_the_browser(folder, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium, npm = shutil.which("chromium"), shutil.which("npm")
+    if not chromium or not npm:
+        pytest.skip("needs chromium and npm")
+    packed = subprocess.run(
+        [npm, "pack", "onnxruntime-web", "--silent"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if packed.returncode != 0:
+        pytest.skip("npm cannot fetch onnxruntime-web")
+    with tarfile.open(tmp_path / packed.stdout.strip()) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "package" / "dist").rename(folder / "ort")
+    shutil.copyfile(EXAMPLES / "where.html", folder / "index.html")
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with playwright.sync_playwright() as running:
+            browser = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page()
+            faults = []
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.goto(f"http://127.0.0.1:{server.server_port}/")
+            page.wait_for_function("document.getElementById('said').textContent != 'looking ...'", timeout=60_000)
+            said = page.inner_text("#said")
+            page.locator("#seen").screenshot(path=folder / "seen-in-browser.png")
+            browser.close()
+        server.shutdown()
+    assert not faults
+    *label, x0, y0, x1, y1 = said.split()
+    assert " ".join(label) == "Egyptian cat"
+    assert np.abs(np.array([x0, y0, x1, y1], float) - [40, 0, 401, 300]).max() <= 3
+    seen, plain = pixels(folder / "seen-in-browser.png"), pixels(folder / "picture.jpg")
+    redder = (seen - plain)[..., 0] - (seen - plain)[..., 2]
+    assert redder[100:200, 150:300].mean() > redder[:, 410:].mean() + 30
+
+
+def pixels(file):
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"), float)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}  # noqa: RUF012
+
+    def log_message(self, *words):
+        pass
