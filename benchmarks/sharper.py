@@ -91,7 +91,7 @@ def common(trace, score):
     b, c, *yx = trace.features.shape
     cells = trace.features.detach().transpose(0, 1).reshape(c, -1)
     cells = cells - cells.mean(1, keepdim=True)
-    direction = torch.linalg.eigh(cells @ cells.T).eigenvectors[:, -1]
+    direction = torch.linalg.eigh((cells @ cells.T).double()).eigenvectors[:, -1].to(cells)
     component: Tensor = (direction @ cells).reshape(b, -1)
     return oriented(component, cells.reshape(c, b, -1).permute(1, 2, 0)).reshape(b, *yx)
 

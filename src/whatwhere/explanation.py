@@ -361,7 +361,8 @@ def threshold_of(thresholds: Mapping[str, float], method: str | Method) -> float
 def trust_in(net: Classifier, method: str | Method) -> Trust:
     """What a method's boxes are trusted: as the classifier was calibrated, or as a preset's own are, or ``TRUST``."""
     if (known := net.trusts.get(_name_of(method))) is not None:
-        return Trust(known[:4], known[4])
+        confidence, lower, higher, agreement, bias = known
+        return Trust((confidence, lower, higher, agreement), bias)
     function = find_method(method)
     return function.trust if isinstance(function, Preset) else TRUST
 

@@ -28,7 +28,7 @@ def test_a_model_is_written_and_what_was_compared_is_printed(model, tmp_path):
     lines = result.stdout.splitlines()
     assert len(lines) == 3
     assert all("logits" in line and "features" in line for line in lines)
-    assert json.loads((tmp_path / "model.json").read_text())["outputs"] == ["logits", "features"]
+    assert json.loads((tmp_path / "model.pt2.json").read_text())["outputs"] == ["logits", "features"]
 
 
 def test_what_has_no_class_maps_is_refused_by_name(model, tmp_path):

@@ -288,12 +288,16 @@ def test_the_network_is_asked_again(red, dataset):
 
 def test_calibration_is_kept_with_the_classifier(photos, pictures, tmp_path):
     net, dataset = whatwhere.load(), open_dataset(photos[0].parent)
+    net.trusts["cam"] = (0.0, 0.0, 0.0, 0.0, 1.0)
     found = calibrate(net, dataset, ["gradcam"])
     assert net.thresholds == found
     assert 0 <= found["gradcam"] < 1
     whatwhere.save(net, tmp_path / "run")
     again = whatwhere.load(tmp_path / "run")
     assert again.thresholds == found
+    assert again.trusts == net.trusts
+    (trusted,) = whatwhere.explain(again, photos[0], method="cam")
+    assert trusted.trust == pytest.approx(1 / (1 + np.exp(-1)))
     assert whatwhere.load(tmp_path / "run", layer="blocks.4").thresholds == {}
     (one,) = whatwhere.explain(again, photos[0])
     assert one.threshold == found["gradcam"]
@@ -324,3 +328,25 @@ def test_the_published_numbers_on_real_pictures(net, imagenet_boxes):
     assert 100 * where["MaxBoxAccV2"].value == pytest.approx(63.9, abs=0.5)
     assert 100 * where["MaxBoxAcc"].value == pytest.approx(68.3, abs=0.5)
     assert 100 * centre["MaxBoxAccV2"].value == pytest.approx(60.3, abs=0.5)
+
+
+def test_calibration_fits_trust_to_what_boxes_turned_out_to_be(tmp_path):
+    """Boxes of half the pictures are somewhere else; what their maps look like says which."""
+    net = whatwhere.load(red_net(), preprocess=plain((40, 60)), labels=["blue", "red"])
+    folder = tmp_path / "red"
+    folder.mkdir()
+    lines = ["path,class,x0,y0,x1,y1"]
+    for number in range(12):
+        pixels = np.full((40, 60, 3), 20, np.uint8)
+        pixels[8:20, 10:30] = (250, 10, 10)
+        box = "10,8,30,20"
+        if number % 2:  # faint all over
+            pixels[:, :, 0] = np.linspace(20, 200, 60, dtype=np.uint8)
+            box = "0,0,6,6"
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+        lines.append(f"red/{number:02}.png,red,{box}")
+    (tmp_path / "boxes.csv").write_text("\n".join(lines))
+    calibrate(net, open_dataset(tmp_path), ["cam"])
+    seen = [whatwhere.explain(net, folder / f"{number:02}.png", target="red", method="cam")[0] for number in (0, 1)]
+    assert seen[0].trust > 0.7
+    assert seen[1].trust < 0.3

@@ -48,7 +48,7 @@ def test_in_the_browser(folder, tmp_path):
     if not chromium or not npm:
         pytest.skip("needs chromium and npm")
     packed = subprocess.run(
-        [npm, "pack", "onnxruntime-web", "--silent"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [npm, "pack", "onnxruntime-web@1.30.0", "--silent"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     if packed.returncode != 0:
         pytest.skip("npm cannot fetch onnxruntime-web")

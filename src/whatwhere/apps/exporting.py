@@ -46,6 +46,9 @@ def export(
         share = threshold_of(net.thresholds, "gradcam" if "gradcam" in net.thresholds else "cam")
         options: dict[str, Any] = {"uint8": uint8, "box": box, "features": features}
         made = written(net, out, to, threshold=share if threshold is None else threshold, **options)  # type: ignore[arg-type]
+    if net.distilled is not None:
+        note = "the graph gives plain class maps, not what the distilled head says"
+        stderr.print(f"[yellow]note[/] {note}", highlight=False, soft_wrap=True)
     for shape, errors in made.errors.items():
         said = ", ".join(f"{name} {error:.1e}{' px' if name == 'box' else ''}" for name, error in errors.items())
         stdout.print(f"differs from PyTorch on {' x '.join(map(str, shape))}: {said}", highlight=False)

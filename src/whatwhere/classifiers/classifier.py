@@ -165,7 +165,7 @@ class Classifier(ABC):
         self.about: dict[str, Any] = {}
         self.thresholds: dict[str, float] = {}
         self.distilled: DistilledHead | None = None
-        self.trusts: dict[str, tuple[float, float, float, float, float]] = {}
+        self.trusts: dict[str, tuple[float, ...]] = {}
         if activation not in get_args(Activation):
             raise InputError(f"activation is one of {', '.join(get_args(Activation))}, got {activation!r}")
 

@@ -33,6 +33,8 @@ To = Literal["onnx", "openvino", "pt2"]
 SUFFIXES: dict[To, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 TOLERANCE = 1e-4
 """Of the largest value, or of 1 where all are smaller."""
+KEPT = ("cam", "gradcam")
+"""Methods whose maps are those of the graph: what was measured of them goes along."""
 KEY = "whatwhere"
 """Under which an ONNX file's metadata, and a .pt2's extra files, hold what the sidecar holds."""
 
@@ -69,8 +71,8 @@ def export(
 
     Any batch. With ``uint8`` pictures of any size; without, images from half the network's size up where its layers
     allow a graph of that, and of the network's own elsewhere (the embedded one's padding depends on it). Labels,
-    preprocessing, threshold, layer and a digest of the weights go into a JSON file of the same name beside it,
-    and into an ONNX file's metadata.
+    preprocessing, thresholds, layer and a digest of the weights go into a JSON file beside it, called as it is
+    with ``.json`` behind that, and into an ONNX file's metadata.
 
     Args:
         net: the classifier, on the CPU.
@@ -98,7 +100,7 @@ def export(
     if not is_open:
         batches = [batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]]
     meta = _meta_of(net, to, whole, threshold, uint8, is_open)
-    sidecar = path.with_suffix(".json")
+    sidecar = path.with_name(f"{path.name}.json")
     with aside(sidecar) as told, aside(path) as written:
         with _blamed(net, to):
             _write(program, written, to, whole.names, meta)
@@ -176,6 +178,8 @@ def _checked(path: Path, to: To, threshold: float, both: bool) -> Path:
         raise InputError(f"a file of {to} ends with {SUFFIXES[to]}, got {printable(path)}")
     if not path.parent.is_dir():
         raise InputError(f"{printable(path.parent)}: no such folder to write {path.name} to")
+    if path.is_dir():
+        raise InputError(f"{printable(path)}: a folder has this name; choose another")
     if not 0 <= threshold < 1:
         raise InputError(f"in a graph a threshold is a share of the maximum in [0, 1), got {threshold}")
     if both:
@@ -299,6 +303,8 @@ def _meta_of(net: Classifier, to: To, whole: Whole, threshold: float, uint8: boo
         "activation": net.activation,
         "layer": net.layer if isinstance(net, HookedClassifier) else None,
         "threshold": threshold,
+        "thresholds": {name: net.thresholds[name] for name in KEPT if name in net.thresholds},
+        "trusts": {name: list(net.trusts[name]) for name in KEPT if name in net.trusts},
         "preprocess": asdict(net.preprocess),
         "labels": list(net.labels),
         "synonyms": [list(words) for words in net.labels.synonyms],

@@ -83,7 +83,7 @@ class OnnxNet(nn.Module):
 
 
 def load_onnx(file: Path) -> OnnxClassifier:
-    """The classifier in a file of ``whatwhere export --to onnx``; one of int8 too.
+    """The classifier in a file of ``whatwhere export --to onnx``.
 
     CAM and Grad-CAM are the exported ones; methods of many forwards ask the file.
 
@@ -104,7 +104,9 @@ def load_onnx(file: Path) -> OnnxClassifier:
             key: tuple(value) if isinstance(value, list) else value for key, value in meta["preprocess"].items()
         }
         preprocess = Preprocess(**settings)
-        labels, share = Labels(meta["labels"], meta["synonyms"]), float(meta["threshold"])
+        labels = Labels(meta["labels"], meta["synonyms"])
+        thresholds = {str(method): float(share) for method, share in meta["thresholds"].items()}
+        trusts = {str(method): tuple(map(float, numbers)) for method, numbers in meta["trusts"].items()}
         if "maps" not in meta["outputs"]:
             raise UnsupportedError(
                 f"{name} gives features and no class maps; explain the model that it was made from"
@@ -119,5 +121,5 @@ def load_onnx(file: Path) -> OnnxClassifier:
     except Exception as error:  # the engine raises whatever comes to hand on broken files
         raise DataError(f"{name}: not a file of whatwhere export: {type(error).__name__}: {error}") from error
     net = OnnxClassifier(network, labels, preprocess, name, meta["activation"])
-    net.thresholds = {"cam": share, "gradcam": share}
+    net.thresholds, net.trusts = thresholds, trusts
     return net

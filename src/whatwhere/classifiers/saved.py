@@ -95,7 +95,9 @@ def load_run(
             raise ValueError(f"activation = {activation!r}")
         thresholds = {str(method): float(share) for method, share in run.get("thresholds", {}).items()}
         head = DistilledHead(**run["distilled"]) if "distilled" in run else None
-        trusts = {str(method): _five(numbers) for method, numbers in run.get("trust", {}).items()}
+        trusts = {str(method): tuple(map(float, numbers)) for method, numbers in run.get("trust", {}).items()}
+        if any(len(numbers) != 5 for numbers in trusts.values()):
+            raise ValueError(f"trust = {trusts}, wanted four weights and a bias")
     except FileNotFoundError as error:
         raise DataError(f"{name}: not a saved run, it has no {RUN}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
@@ -117,8 +119,3 @@ def load_run(
             load_weights(head, read_weights(folder / DISTILLED), f"{name}/{DISTILLED}")
             net.distilled = head.eval()
     return net
-
-
-def _five(numbers: Sequence[float]) -> tuple[float, float, float, float, float]:
-    confidence, lower, higher, agreement, bias = map(float, numbers)
-    return confidence, lower, higher, agreement, bias
