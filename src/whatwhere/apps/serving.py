@@ -29,17 +29,23 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Requests at once; beyond: 429.")] = 128,
     seconds: Annotated[float, typer.Option(min=0.001, help="For a request; beyond: 503.")] = 30.0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures that go through a network at once, at most.")] = 16,
+    label_studio_root: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Label Studio's document root; it may name files in it."),
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
     """Answer over HTTP what is in pictures and where, and open a page that shows it.
 
-    POST /explain takes a picture (a form, or JSON with base64); /openapi.json says the rest. /health, /ready and
-    /metrics are for those who look after it. Pictures are not kept. Ends on Ctrl-C, when what waits is answered.
+    POST /explain takes a picture (a form, or JSON with base64); /openapi.json says the rest. /predict and /setup are
+    for Label Studio; /health, /ready and /metrics are for those who look after it. Pictures are not kept. Ends on
+    Ctrl-C, when what waits is answered.
     """
     with errors_said():
         import whatwhere
         from whatwhere.errors import InputError, extra
         from whatwhere.server.api import Bounds, build_app
+        from whatwhere.server.studio import add_studio
 
         with extra("serve", "a server"):
             import uvicorn
@@ -53,6 +59,7 @@ def serve(
                 raise InputError(f"two models are called {name!r}; clients could not tell them apart")
             nets[name] = whatwhere.load(model, device=device)
         served = build_app(nets, bounds)
+        add_studio(served, label_studio_root)
         if page:
             from whatwhere.server.page import with_page
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ with extra("serve", "a server"):
 
 FIELDS = 16
 """Fields of a form, at most."""
-PATHS = ("/explain", "/health", "/ready", "/metrics")
+PATHS = ("/explain", "/health", "/ready", "/metrics", "/predict", "/setup")
 REFUSALS = {
     413: "More bytes than this server takes.",
     415: "Neither JSON nor a form.",
@@ -177,7 +177,7 @@ def build_app(nets: Mapping[str, Classifier], bounds: Bounds | None = None) -> F
     async def health() -> dict[str, str]:
         return {"status": "UP"}
 
-    @app.get("/ready", summary="Whether questions are answered.", responses={503: _refusal("Stopping.")})
+    @app.get("/ready", summary="Whether questions are answered.", responses={503: refusal("Stopping.")})
     async def ready() -> dict[str, Any]:
         if not service.batcher.alive:
             raise HTTPException(503, "this server is stopping")
@@ -202,40 +202,70 @@ def build_app(nets: Mapping[str, Classifier], bounds: Bounds | None = None) -> F
                     }
                 },
             },
-            **{status: _refusal(why) for status, why in REFUSALS.items()},
+            **{status: refusal(why) for status, why in REFUSALS.items()},
         },
         openapi_extra={"requestBody": {"required": True, "content": _bodies()}},
     )
     async def explain(request: Request) -> Response:
-        bounds = service.bounds
-        if service.inside >= bounds.queue:
-            raise HTTPException(429, f"{bounds.queue} questions are here already; ask again", {"Retry-After": "1"})
-        service.inside += 1
-        try:
-            async with asyncio.timeout(bounds.seconds):
-                question, data = await _read(request, bounds.upload)
-                asked = answerable(question, service.batcher.nets)
-                found = await service.explain(asked, data)
-                return Response(await service.written(found), media_type="application/json")
-        except TimeoutError as error:
-            raise HTTPException(503, f"not answered within {bounds.seconds:g} s") from error
-        finally:
-            service.inside -= 1
+        async with admitted(service):
+            question, data = await _read(request, service.bounds.upload)
+            asked = answerable(question, service.batcher.nets)
+            found = await service.explain(asked, data)
+            return Response(await service.written(found), media_type="application/json")
 
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 
 
-async def _read(request: Request, bound: int) -> tuple[Question, bytes]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in {"application/json", "multipart/form-data"}:
-        raise HTTPException(415, f"wanted application/json or multipart/form-data, got {kind[:80]!r}")
+@asynccontextmanager
+async def admitted(service: Service) -> AsyncIterator[None]:
+    """A request's place among those that are here, for as long as it may take.
+
+    Raises:
+        HTTPException: 429 where there is no place, 503 where it takes longer.
+    """
+    bounds = service.bounds
+    if service.inside >= bounds.queue:
+        raise HTTPException(429, f"{bounds.queue} questions are here already; ask again", {"Retry-After": "1"})
+    service.inside += 1
+    try:
+        async with asyncio.timeout(bounds.seconds):
+            yield
+    except TimeoutError as error:
+        raise HTTPException(503, f"not answered within {bounds.seconds:g} s") from error
+    finally:
+        service.inside -= 1
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def body_of(request: Request, bound: int, kinds: Collection[str]) -> bytes:
+    """A request's body.
+
+    Args:
+        request: not read yet.
+        bound: bytes, at most.
+        kinds: content types that are taken.
+
+    Raises:
+        HTTPException: 415 where it is of another type, 413 where it has more bytes.
+    """
+    kind = _kind(request)
+    if kind not in kinds:
+        raise HTTPException(415, f"wanted {' or '.join(sorted(kinds))}, got {kind[:80]!r}")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > bound:
             raise HTTPException(413, f"wanted at most {bound} bytes, got more")
-    return question_in_json(bytes(body)) if kind == "application/json" else await _in_form(request, bytes(body))
+    return bytes(body)
+
+
+async def _read(request: Request, bound: int) -> tuple[Question, bytes]:
+    body = await body_of(request, bound, {"application/json", "multipart/form-data"})
+    return question_in_json(body) if _kind(request) == "application/json" else await _in_form(request, body)
 
 
 class _InMemory(MultiPartParser):
@@ -267,7 +297,8 @@ async def _in_form(request: Request, body: bytes) -> tuple[Question, bytes]:
         await form.close()
 
 
-def _refusal(why: str) -> dict[str, Any]:
+def refusal(why: str) -> dict[str, Any]:
+    """What the OpenAPI document says of an error."""
     schema = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
     return {"description": why, "content": {"application/json": {"schema": schema}}}
 

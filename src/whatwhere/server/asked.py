@@ -3,9 +3,9 @@
 import base64
 import binascii
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import torch
 from PIL import Image
@@ -23,6 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MOST = 10
 """Classes that one request may ask for."""
 
+Told = TypeVar("Told", bound=BaseModel)
 Name = Annotated[StrictStr, Field(min_length=1, max_length=200)]
 Class = Name | Annotated[StrictInt, Field(ge=0)]
 
@@ -86,7 +87,7 @@ def question_in_json(body: bytes) -> tuple[Question, bytes]:
     Raises:
         InputError: no such JSON; the first thing that is wrong with it.
     """
-    question = _checked(lambda: Question.model_validate_json(body))
+    question = checked(lambda: Question.model_validate_json(body))
     try:
         return question, base64.b64decode(question.image, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -99,13 +100,17 @@ def question_in_form(fields: Mapping[str, str | list[str]]) -> Question:
     Raises:
         InputError: as ``question_in_json``.
     """
-    return _checked(lambda: Question.model_validate({**fields, "image": "beside"}))
+    return checked(lambda: Question.model_validate({**fields, "image": "beside"}))
 
 
-def _checked(read: Any) -> Question:
+def checked(read: Callable[[], Told]) -> Told:
+    """What a client told, read by pydantic.
+
+    Raises:
+        InputError: the first thing that is wrong with it.
+    """
     try:
-        found: Question = read()
-        return found
+        return read()
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
