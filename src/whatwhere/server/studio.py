@@ -71,7 +71,7 @@ def add_studio(app: FastAPI, root: Path | None = None) -> None:
         root = root.resolve()
     model = next(iter(service.batcher.nets))
     asked = answerable(Question(image="beside"), service.batcher.nets)
-    refusals = {status: refusal(why) for status, why in REFUSALS.items()}
+    refusals: dict[int | str, dict[str, Any]] = {status: refusal(why) for status, why in REFUSALS.items()}
     takes = {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema()}}}}
 
     @app.post("/setup", summary="Label Studio connects a project.", responses=refusals, openapi_extra=_anything())
