@@ -27,6 +27,7 @@ ROOMS = [
     "evaluation",
     "annotate",
     "reports",
+    "server",
     "training",
     "apps",
     "__main__",

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from whatwhere.apps import annotating, exporting, inspecting, measuring, training
+from whatwhere.apps import annotating, exporting, inspecting, measuring, serving, training
 from whatwhere.apps.console import (
     BatchOption,
     DeviceOption,
@@ -191,6 +191,7 @@ app.add_typer(training.app)
 app.add_typer(inspecting.app)
 app.add_typer(annotating.app)
 app.add_typer(exporting.app)
+app.add_typer(serving.app)
 
 
 def main() -> None:

@@ -39,12 +39,19 @@ def write(found: Annotations, folder: Path) -> None:
 def _task(picture: Picture, root: str, model: str) -> dict[str, Any]:
     path = picture.path if "://" in root else f"{Path(root).name}/{picture.path}"
     image = f"{root}/{path}" if "://" in root else f"/data/local-files/?d={quote(path)}"
+    return {"data": {"image": image}, "predictions": [prediction(picture, model)]}
+
+
+def prediction(picture: Picture, model: str) -> dict[str, Any]:
+    """Label Studio's prediction of a picture: its regions, and the trust in the most trusted.
+
+    Args:
+        picture: one that could be used.
+        model: its name, as Label Studio shows it.
+    """
     results = [one for number, row in enumerate(picture.regions) for one in _results(picture, row, number)]
     score = max((row.trust or 0.0 for row in picture.regions), default=0.0)
-    return {
-        "data": {"image": image},
-        "predictions": [{"model_version": model, "score": score, "result": results}],
-    }
+    return {"model_version": model, "score": score, "result": results}
 
 
 def _results(picture: Picture, row: Row, number: int) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""A classifier that answers over HTTP."""

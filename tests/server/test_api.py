@@ -1,0 +1,183 @@
+"""What the server answers is what the library says; beyond its bounds it refuses and goes on."""
+
+import base64
+import io
+import json
+import threading
+from importlib.resources import files
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from PIL import Image
+
+import whatwhere
+
+schemathesis = pytest.importorskip("schemathesis", reason="the extra dev brings schemathesis")
+from fastapi.testclient import TestClient  # noqa: E402
+from schemathesis.specs.openapi.checks import positive_data_acceptance  # noqa: E402
+
+from whatwhere.server.api import Bounds, build_app  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("default")  # those of other people's servers and clients
+SCHEMA = json.loads((files("whatwhere") / "reports" / "explanation.schema.json").read_text())
+
+
+def in_base64(data):
+    return base64.b64encode(data).decode()
+
+
+def png(height, width):
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def client(net):
+    with TestClient(build_app({"lite": net}, Bounds(pixels=1_000_000, upload=2_000_000))) as client:
+        yield client
+
+
+@pytest.mark.parametrize("told", [{"target": "top2"}, {"target": 285, "preset": "balanced", "threshold": 0.3}])
+def test_the_answer_is_the_librarys(client, net, photos, told):
+    data = photos[0].read_bytes()
+    answer = client.post("/explain", json={"image": in_base64(data), **told})
+    assert answer.status_code == 200, answer.text
+    expected = [one.to_dict() | {"source": "image"} for one in whatwhere.explain(net, photos[0], **told)]
+    assert len(answer.json()) == len(expected)
+    for one, known in zip(answer.json(), expected, strict=True):
+        jsonschema.validate(one, SCHEMA)
+        assert one == known
+
+
+def test_a_form_gives_what_json_gives(client, photos):
+    data = photos[1].read_bytes()
+    form = client.post("/explain", files={"image": ("../../etc/passwd", data)}, data={"target": ["top1", "5"]})
+    other = client.post("/explain", json={"image": in_base64(data), "target": ["top1", 5]})
+    assert form.status_code == other.status_code == 200, form.text
+    assert form.json() == other.json()
+    assert form.json()[0]["source"] == "image"
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"image": "/etc/passwd"}, "image"),
+        ({"image": "file:///etc/passwd"}, "base64"),
+        ({"image": in_base64(b"GIF89a")}, "image"),
+        ({"image": in_base64(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")}, "image"),
+        ({"method": "gradcm"}, "gradcam"),
+        ({"preset": "finest"}, "fast, balanced, best"),
+        ({"method": "cam", "preset": "fast"}, "both"),
+        ({"target": "no such class"}, "no such class"),
+        ({"target": "top11"}, "10"),
+        ({"target": -1}, "target"),
+        ({"layer": "../x"}, "layer"),
+        ({"model": "/tmp"}, "lite"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"method": "rollout"}, ""),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_what_is_wrong_is_said(client, told, said):
+    answer = client.post("/explain", json={"image": in_base64(png(30, 40)), **told})
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"]
+
+
+def test_beyond_the_bounds(client, net):
+    assert client.post("/explain", json={"image": in_base64(png(800, 1300))}).status_code == 413  # noise: 3 MB
+    many = io.BytesIO()
+    Image.new("RGB", (1001, 1000)).save(many, "PNG")
+    answer = client.post("/explain", files={"image": many.getvalue()})
+    assert (answer.status_code, "1001 x 1000" in answer.text) == (422, True)
+    assert client.post("/explain", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
+    with TestClient(build_app({"lite": net}, Bounds(seconds=1e-4))) as hasty:
+        assert hasty.post("/explain", json={"image": in_base64(png(30, 40))}).status_code == 503
+
+
+def test_a_full_queue_refuses_and_what_waits_goes_in_one_batch(net):
+    app = build_app({"lite": net}, Bounds(queue=5, batch=4))
+    batcher, sizes, begun, go_on = app.state.service.batcher, [], threading.Event(), threading.Event()
+
+    def held(count):
+        sizes.append(count)
+        begun.set()
+        go_on.wait()
+
+    batcher._on_batch = held
+    with TestClient(app) as client:
+        body = {"image": in_base64(png(30, 40))}
+        codes = []
+        asking = [threading.Thread(target=lambda: codes.append(client.post("/explain", json=body).status_code))]
+        asking[0].start()
+        assert begun.wait(60)
+        asking += [
+            threading.Thread(target=lambda: codes.append(client.post("/explain", json=body).status_code))
+            for _ in range(4)
+        ]
+        for thread in asking[1:]:
+            thread.start()
+        while batcher.waiting < 4:
+            pass
+        refused = client.post("/explain", json=body)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        go_on.set()
+        for thread in asking:
+            thread.join()
+        assert codes == [200] * 5
+        assert sizes == [1, 4]
+        counted = client.get("/metrics").text
+        assert 'whatwhere_requests_total{path="/explain",status="200"} 5.0' in counted
+        assert 'whatwhere_requests_total{path="/explain",status="429"} 1.0' in counted
+
+
+def test_ready_until_it_stops(net):
+    app = build_app({"lite": net})
+    with TestClient(app) as client:
+        assert client.get("/health").json() == {"status": "UP"}
+        assert client.get("/ready").json() == {"models": ["lite"]}
+        app.state.service.batcher.close()
+        assert client.get("/ready").status_code == 503
+        assert client.post("/explain", json={"image": in_base64(png(30, 40))}).status_code == 503
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
+@pytest.mark.parametrize("path", ["/explain", "/health", "/ready", "/metrics"])
+def test_it_does_as_its_document_says(client, path, mode):
+    async def lasting(scope, receive, send):  # whoever starts and stops it around each request would close it
+        if scope["type"] != "lifespan":
+            await client.app(scope, receive, send)
+            return
+        for word in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{word}.complete"})
+
+    described = schemathesis.openapi.from_asgi("/openapi.json", lasting)
+    operation = described[path]["post" if path == "/explain" else "get"]
+    examples = 60 if path == "/explain" else 5
+    seen = set()
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case):
+        # random bytes are of the described type, and no picture: refused, as they should be
+        seen.add(case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code)
+
+    try:
+        ask()
+    except Unsatisfiable:
+        assert mode is schemathesis.GenerationMode.NEGATIVE  # nothing can be wrong with a request that says nothing
+        assert path != "/explain"
+        return
+    assert seen <= {200, 413, 415, 422}
+
+
+def test_the_documents_own_example_is_answered(client):
+    content = client.get("/openapi.json").json()["paths"]["/explain"]["post"]["requestBody"]["content"]
+    answer = client.post("/explain", json=content["application/json"]["example"])
+    assert answer.status_code == 200
+    assert len(answer.json()) == 5

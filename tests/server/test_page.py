@@ -1,0 +1,116 @@
+"""What a person does with the page, in a browser, at a desk's width and a phone's."""
+
+import io
+import json
+import shutil
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import whatwhere
+
+pytest.importorskip("gradio", reason="the extra serve brings gradio")
+sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev brings playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+    pytest.mark.filterwarnings("default"),  # those of other people's servers
+]
+
+
+@pytest.fixture(scope="module")
+def served(net):
+    import uvicorn
+
+    from whatwhere.server.api import build_app
+    from whatwhere.server.page import with_page
+
+    app = build_app({"efficientnet-lite0": net})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(with_page(app), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}", app.state.service
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as run:
+        browser = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def batches(service):
+    return service.registry.get_sample_value("whatwhere_batch_count")
+
+
+def source_of(page):
+    return page.locator("#where img").first.get_attribute("src")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_person_sees_what_and_where(served, browser, net, photos, tmp_path, width):
+    address, service = served
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(address)
+    page.locator("#picture input[type=file]").set_input_files(photos[0])
+    known = whatwhere.explain(net, photos[0], target="top5")
+    choices = page.locator("#classes label")
+    sync_api.expect(choices).to_have_count(5, timeout=60_000)
+    for choice, one in zip(choices.all(), known, strict=True):
+        assert one.label in choice.inner_text()
+    said = page.locator("#said")
+    sync_api.expect(said).to_contain_text(known[0].label)
+    page.wait_for_selector("#where img")
+    page.screenshot(path=tmp_path / f"seen-{width}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    page.locator("#classes input").nth(0).focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")  # the second class, by keyboard
+    sync_api.expect(said).to_contain_text(known[1].label, timeout=60_000)
+
+    before, looked = source_of(page), batches(service)
+    words = said.inner_text()
+    slider = page.locator("#threshold input[type=range]")
+    slider.focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("(words) => document.querySelector('#said').innerText.trim() != words.trim()", arg=words)
+    page.wait_for_function("(before) => document.querySelector('#where img').src != before", arg=before)
+    assert batches(service) == looked  # the box followed, and nobody looked again
+    threshold = float(slider.input_value())
+    (expected,) = whatwhere.explain(net, photos[0], target=known[1].index, threshold=threshold)
+    box = ", ".join(f"{edge:.0f}" for edge in expected.box.to_list())
+    sync_api.expect(said).to_contain_text(f"box {box}")
+
+    with page.expect_download() as got:
+        page.get_by_role("button", name="Save map, NPY").click()
+    heat = np.load(io.BytesIO(got.value.path().read_bytes()))
+    np.testing.assert_allclose(heat, expected.heat, atol=1e-5)
+    with page.expect_download() as got:
+        page.get_by_role("button", name="Save box, COCO").click()
+    found = json.loads(got.value.path().read_text())
+    x, y, w, h = found["annotations"][0]["bbox"]
+    assert [x, y, x + w, y + h] == expected.box.to_list()
+
+    page.locator("#against input").click()
+    page.get_by_role("option", name="hirescam", exact=True).click()
+    sync_api.expect(said).to_contain_text("by hirescam", timeout=60_000)
+    page.screenshot(path=tmp_path / f"beside-{width}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not problems
+    page.close()
