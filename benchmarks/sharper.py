@@ -1,12 +1,13 @@
 """What each step towards a sharper where gains and costs, and what the presets reach where nothing was chosen.
 
-    python benchmarks/sharper.py steps final cost table --data FOLDER --runs FOLDER
+    python benchmarks/sharper.py steps final distilled cost table --data FOLDER --runs FOLDER
 
 The folder holds data sets in layouts that ``whatwhere evaluate`` reads. ``steps`` are measured where presets were
 chosen: on boxed validation pictures of imagenette (embedded network) and training pictures of pets3 with their
 masks (a light run on them), ``--images`` of each, always the same. ``final`` measures the presets on the rest, where
 nothing was chosen: imagenet-boxes with the embedded network, the test splits of flowers17, pets3 and pets37 with
-light runs on their training splits. Maps are of the true class; boxes are half-open; thresholds, one for a split, are
+light runs on their training splits; ``distilled`` the head that ``best`` taught on those splits, or, for the embedded
+network, on the training pictures of imagenette. Maps are of the true class; boxes are half-open; thresholds, one for a split, are
 the best of each number. ``cost`` is the time of a look, its map, its heat and its boxes for one image of 224 x 224,
 over that of a plain forward, taken in turn.
 
@@ -15,6 +16,7 @@ Rows go to ``sharper.csv`` as they come, and are not done again; ``table`` makes
 
 import argparse
 import csv
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +29,7 @@ from torch import Tensor
 import whatwhere
 from whatwhere.apps.memory import keep_freed_memory
 from whatwhere.classifiers.convert import dense
-from whatwhere.datasets import open_dataset
+from whatwhere.datasets import open_dataset, open_splits
 from whatwhere.evaluation.evaluate import plan_of
 from whatwhere.evaluation.results import Evaluation
 from whatwhere.evaluation.run import run
@@ -45,6 +47,7 @@ from whatwhere.regions.components import components
 from whatwhere.regions.refine import grabcut, guided, settle, superpixels, walk
 from whatwhere.regions.threshold import fraction
 from whatwhere.scores import contrast
+from whatwhere.training.distill import distill
 from whatwhere.training.fit import train
 from whatwhere.training.recipe import Recipe
 
@@ -219,7 +222,30 @@ def measured(
         note(study, called, part, found, len(dataset))
 
 
-def note(study: str, called: str, part: list[Preset], found: Evaluation, images: int) -> None:
+def distilled(data: str, split: str, root_of: Path, runs: Path) -> None:
+    """A head that learned from pictures without boxes, measured on the others."""
+    out, called = runs / f"{data}-distilled", f"{data} {split}"
+    if ("final", called, "distilled") in {(row["study"], row["data"], row["step"]) for row in rows()}:
+        return
+    if not (out / "run.toml").is_file():
+        net = network_of(data, root_of, runs)
+        learned = "imagenette" if data.startswith("imagenet") else data
+        found = distill(net, open_splits(root_of / learned, ("train",)), folder=out)
+        print(f"{data}: {found.pictures} pictures, agreement {found.agreement:.3f}", flush=True)
+        whatwhere.save(net, out)
+    net, dataset = whatwhere.load(str(out)), open_dataset(root_of / data, split)
+    plan = plan_of(["distilled"], baselines=False, batch=BATCH)
+    *_, found = run(net, dataset, plan, runs / f"final-{data}-{split}-distilled")
+    note("final", called, [Named("distilled")], found, len(dataset))
+
+
+class Named(NamedTuple):
+    """A method by its name alone."""
+
+    name: str
+
+
+def note(study: str, called: str, part: Sequence[Preset | Named], found: Evaluation, images: int) -> None:
     for one in part:
         numbers = found.where(one.name)
         row: dict[str, object] = {"study": study, "data": called, "step": one.name, "images": images}
@@ -300,19 +326,17 @@ def table() -> str:
     text += ["", "## Presets, where nothing was chosen", ""]
     text += [f"| data | preset | cost | {' | '.join(KEPT)} |", "|---" * (len(KEPT) + 3) + "|"]
     for data, split in REPORTED:
-        for name in PRESETS:
+        for name in [*PRESETS, "distilled"]:
             if row := of.get(("final", f"{data} {split}", name)):
                 numbers = " | ".join(row[key] for key in KEPT)
-                text.append(
-                    f"| {data} {split}, {row['images']} | `{name}` | {cost.get(name, float('nan')):.1f} | {numbers} |"
-                )
+                text.append(f"| {data} {split}, {row['images']} | `{name}` | {cost.get(name, 1.0):.1f} | {numbers} |")
     machines = sorted({row["machine"] for row in found})
     return "\n".join([*text, "", f"Machine: {'; '.join(machines)}"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="+", choices=["steps", "final", "cost", "table"])
+    parser.add_argument("studies", nargs="+", choices=["steps", "final", "distilled", "cost", "table"])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--images", type=int, default=120, help="of each set, for the steps")
@@ -329,6 +353,9 @@ def main() -> None:
     if "final" in options.studies:
         for data, split in REPORTED:
             measured("final", data, split, list(PRESETS.values()), options.data, options.runs)
+    if "distilled" in options.studies:
+        for data, split in REPORTED:
+            distilled(data, split, options.data, options.runs)
     if "cost" in options.studies:
         costs(options.rounds)
     if "table" in options.studies:
