@@ -7,9 +7,9 @@ chosen: on boxed validation pictures of imagenette (embedded network) and traini
 masks (a light run on them), ``--images`` of each, always the same. ``final`` measures the presets on the rest, where
 nothing was chosen: imagenet-boxes with the embedded network, the test splits of flowers17, pets3 and pets37 with
 light runs on their training splits; ``distilled`` the head that ``best`` taught on those splits, or, for the embedded
-network, on the training pictures of imagenette. Maps are of the true class; boxes are half-open; thresholds, one for a split, are
-the best of each number. ``cost`` is the time of a look, its map, its heat and its boxes for one image of 224 x 224,
-over that of a plain forward, taken in turn.
+network, on the training pictures of imagenette. Maps are of the true class; boxes are half-open; thresholds, one for
+a split, are the best of each number. ``cost`` is the time of a look, its map, its heat and its boxes for one image of
+224 x 224, over that of a plain forward, taken in turn.
 
 Rows go to ``sharper.csv`` as they come, and are not done again; ``table`` makes ``sharper.md`` of them.
 """
