@@ -40,7 +40,10 @@ def test_explain_prints_a_table(photos):
     assert result.exit_code == 0
     rows = result.stdout.splitlines()
     assert len(rows) == 4
-    assert rows[1].split()[-4:] == ["40", "0", "401", "300"]
+    *box, trust = rows[1].split()[-5:]
+    assert box == ["40", "0", "401", "300"]
+    (one, *_) = whatwhere.explain(whatwhere.load(), photos[0])
+    assert trust == f"{one.trust:.2f}"
 
 
 def test_json_is_one_line_an_explanation_and_nothing_else(photos, tmp_path):

@@ -148,6 +148,7 @@ def _run(
         ("what", "left"),
         ("probability", "right"),
         ("where: x0 y0 x1 y1", "right"),
+        ("trust", "right"),
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
 
@@ -162,7 +163,9 @@ def _run(
                     sys.stdout.write(json.dumps(one.to_dict()) + "\n")
                 else:
                     where = " ".join(f"{edge:.0f}" for edge in one.box.to_list()) if one.box else "nowhere"
-                    table.add_row(escape(one.source), escape(one.label), f"{one.probability:.1%}", where)
+                    table.add_row(
+                        escape(one.source), escape(one.label), f"{one.probability:.1%}", where, f"{one.trust:.2f}"
+                    )
             yield result
 
     with progress_of(len(files)) as progress:
