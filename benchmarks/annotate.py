@@ -233,7 +233,7 @@ def kill(options: argparse.Namespace) -> None:
     root, draw = drawn(options.folder, 2000, SMALL), random.Random(0)
     with tempfile.TemporaryDirectory() as scratch:
         whole, cut = Path(scratch, "whole"), Path(scratch, "cut")
-        told = ["--part", 32, "--backend", "torch"]
+        told = ["--part", 32, "--backend", options.backend]
         took = seconds(lambda: subprocess.run(command(root, whole, *told), check=True, capture_output=True))
         killed = 0
         while killed < options.times:

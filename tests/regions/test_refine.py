@@ -81,10 +81,10 @@ def test_walk_stops_at_the_edges_of_features():
     features = np.zeros((3, 4, 6), np.float32)
     features[1, :, 3:] = 7
     flat = np.full((8, 12, 3), 90, np.uint8)
-    found = walk(heat, flat, contrast=20.0, features=features)
+    found = walk(heat, flat, trust=0.1, contrast=20.0, features=features)
     assert found[:, :5].min() > 0.9
     assert found[:, 6:].max() < 0.1
-    assert np.abs(np.diff(walk(heat, flat)[:, 3:], axis=1)).max() < 0.3
+    assert np.abs(np.diff(walk(heat, flat, trust=0.1)[:, 3:], axis=1)).max() < 0.3
 
 
 def test_guided_is_its_formula():

@@ -149,7 +149,9 @@ def _work(
     to_do = [number for number in range(len(listing)) if number not in there]
     done, failed = sum(listing.size_of(number) for number in there), 0
     watch(done, told.images, failed)
+    graph = out / f"graph-{told.model[:16]}.onnx"
     if not to_do:
+        graph.unlink(missing_ok=True)  # of a run that was cut off behind its last part
         return
     function = find_method(settings.method)
     keeps = isinstance(function, Preset) and function.refine is not None
@@ -161,7 +163,6 @@ def _work(
         failed += sum(row.error is not None for row in rows)
         watch(done, told.images, failed)
 
-    graph = out / f"graph-{told.model[:16]}.onnx"
     if engine == "ray":
         from whatwhere.annotate.cluster import annotate_parts as on_ray
 
