@@ -221,6 +221,27 @@ def scenes_on_disk(tmp_path_factory):
     return root
 
 
+def test_a_gate_says_what_is_too_low(scenes_on_disk):
+    words = ["evaluate", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
+    assert run(*words, "--fail-under", "maxboxaccv2=0", "--fail-under", "Top-1=0").exit_code == 0
+    result = run(*words, "--fail-under", "KL=9")
+    assert result.exit_code == 2
+    assert "better when it is lower" in result.stderr
+    result = run(
+        *words, "--fail-under", "MaxBoxAccV2=100.5", "--fail-under", "mAP=101", "--fail-under", "insertion=1"
+    )
+    assert result.exit_code == 3
+    lines = [line for line in result.stderr.splitlines() if line.startswith("below")]
+    assert len(lines) == 3
+    assert "gradcam, MaxBoxAccV2: wanted at least 100.5, got" in lines[0]
+    assert lines[1].startswith("below mAP: wanted at least 101, got")
+    assert "insertion: wanted at least 1, and it was not measured" in lines[2]
+    for wrong, why in (("maxboxacv2=60", "nearest"), ("maxboxaccv2=lots", "wanted a number"), ("60", "NAME=NUMBER")):
+        result = run(*words, "--fail-under", wrong)
+        assert result.exit_code == 2
+        assert why in result.stderr
+
+
 def test_evaluate_prints_a_table_and_writes_a_page(scenes_on_disk, tmp_path):
     words = ["evaluate", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
     result = run(*words, "--out", tmp_path / "out")

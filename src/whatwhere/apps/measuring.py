@@ -62,16 +62,33 @@ def evaluate(
     weights: WeightsOption = None,
     batch: BatchOption = 16,
     device: DeviceOption = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option("--fail-under", metavar="NAME=NUMBER", help="maxboxaccv2=60, say; for a gate on models."),
+    ] = None,
 ) -> None:
     """Measure what a model says and whether where it sees that is true; a table, and a page with --out.
 
-    Exit code 0; 1 where some image failed (each is named on stderr, the others are counted); 2 for wrong usage.
+    Exit code 0; 1 where some image failed (each is named on stderr, the others are counted); 2 for wrong usage; 3
+    where a number is below what --fail-under asks for.
     """
     asked = _asked(model, data, split, layout, mapping, images, layer, weights, device)
     options = {"protocol": protocol, "faithful": faithful, "batch": batch}
     with errors_said():
-        failed = _evaluate(asked, [method], options, out, shard)
-    raise typer.Exit(1 if failed else 0)
+        from whatwhere.reports.evaluation import below, bounds_of
+
+        bounds = bounds_of(fail_under or [])
+        if bounds and shard is not None:
+            raise InputError("bounds are for all of a data set; ask for them without --shard")
+        evaluation = _evaluate(asked, [method], options, out, shard)
+        missed = [] if evaluation is None else below(evaluation, bounds)
+        for line in missed:
+            stderr.print(f"[red]below[/] {escape(line)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(3 if missed else _failures(evaluation))
+
+
+def _failures(evaluation: Any) -> int:
+    return 1 if evaluation is not None and evaluation.failed else 0
 
 
 @app.command()
@@ -102,8 +119,8 @@ def compare(
     options = {"protocol": protocol, "faithful": faithful, "batch": batch}
     names = ["all"] if methods.strip() == "all" else [name.strip() for name in methods.split(",")]
     with errors_said():
-        failed = _evaluate(asked, names, options, out, shard)
-    raise typer.Exit(1 if failed else 0)
+        evaluation = _evaluate(asked, names, options, out, shard)
+    raise typer.Exit(_failures(evaluation))
 
 
 @app.command()
@@ -187,8 +204,8 @@ def _asked(
 
 def _evaluate(
     asked: dict[str, Any], methods: list[str], options: dict[str, Any], out: Path | None, shard: str | None
-) -> int:
-    """Evaluate, print and write; how many images failed."""
+) -> Any:
+    """Evaluate, print and write; the evaluation, or None of a shard without images."""
     from whatwhere.evaluation.evaluate import plan_of
     from whatwhere.evaluation.run import chunks_of, run
 
@@ -206,15 +223,15 @@ def _evaluate(
             progress.update(task, completed=len(evaluation.chunks))
     if evaluation is None:
         stderr.print(f"there are no images in shard {shard}", highlight=False)
-        return 0
+        return None
     if part[1] > 1 and out is not None:
         _name_failed(evaluation)
         stderr.print(
             f"part {shard} is in {escape(str(out))}; whatwhere report adds them", highlight=False, soft_wrap=True
         )
-        return len(evaluation.failed)
+        return evaluation
     _reported(evaluation, net, dataset, out)
-    return len(evaluation.failed)
+    return evaluation
 
 
 def _loaded(asked: dict[str, Any]) -> tuple[Any, Any, dict[str, int | str] | None]:

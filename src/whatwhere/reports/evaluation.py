@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.datasets.sample import Dataset
-from whatwhere.errors import DataError, WhatWhereError
+from whatwhere.errors import DataError, InputError, WhatWhereError, nearest
 from whatwhere.evaluation.agreement import stretched
 from whatwhere.evaluation.classification import average_precision, confused
 from whatwhere.evaluation.localization import HITS, SHARES, iou
@@ -35,6 +35,8 @@ COLUMNS = (
     "CC when randomized",
 )  # fmt: skip
 """Of the table, as far as they were measured."""
+CLASSIFICATION = ("top-1", "top-5", "mean per class", "mAP", "map-scored top-1", "map-scored top-5")
+"""What it says, of all methods alike; better when it is higher."""
 PLAIN = ("KL", "CC", "SIM", "NSS", "sensitivity", "CC when randomized")
 """Numbers that are no shares."""
 LOWER = ("KL", "FPR", "average drop", "deletion", "ROAD most", "sensitivity", "CC when randomized")
@@ -80,6 +82,54 @@ def said(name: str, one: Measure | None, *, interval: bool = False) -> str:
     if interval and not math.isnan(one.low):
         text += f" ({scale * one.low:.{digits}f} to {scale * one.high:.{digits}f})"
     return text
+
+
+def bounds_of(words: Sequence[str]) -> dict[str, float]:
+    """What numbers are to reach at least, as it is written: ``MaxBoxAccV2=60``, shares in per cent.
+
+    Raises:
+        InputError: no name and number; a number that is better when it is lower, or that nobody measures.
+    """
+    known = {_plainly(name): name for name in (*CLASSIFICATION, *COLUMNS)}
+    found = {}
+    for word in words:
+        name, _, value = word.rpartition("=")
+        if _plainly(name) not in known:
+            raise InputError(
+                f"a bound is NAME=NUMBER, maxboxaccv2=60 say, got {word!r}; nearest: {nearest(name, known)}"
+            )
+        full = known[_plainly(name)]
+        try:
+            found[full] = float(value)
+        except ValueError:
+            raise InputError(f"{full}: wanted a number, got {value!r}") from None
+        if full in LOWER:
+            raise InputError(f"{full} is better when it is lower; a bound from below says nothing of it")
+    return found
+
+
+def below(evaluation: Evaluation, bounds: Mapping[str, float]) -> list[str]:
+    """What does not reach its bound, in a line each; of several methods each has to.
+
+    Args:
+        evaluation: what was measured.
+        bounds: as ``bounds_of`` gives them.
+    """
+    lines = []
+    rows = {name: evaluation.where(name) for name in evaluation.methods}
+    for name, bound in bounds.items():
+        of = {"": evaluation.classification} if name in CLASSIFICATION else rows
+        for method, numbers in of.items():
+            one, title = numbers.get(name), f"{method}, {name}" if method else name
+            if one is None or math.isnan(one.value):
+                lines.append(f"{title}: wanted at least {bound:g}, and it was not measured")
+            elif one.value * (1 if name in PLAIN else 100) < bound:
+                lines.append(f"{title}: wanted at least {bound:g}, got {said(name, one)}")
+    return lines
+
+
+def _plainly(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum() or letter == ".")
 
 
 def numbers_of(evaluation: Evaluation) -> dict[str, Any]:
