@@ -2,10 +2,14 @@
 
 import io
 import json
+import re
 import shutil
 import socket
-import threading
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -15,32 +19,32 @@ import whatwhere
 pytest.importorskip("gradio", reason="the extra serve brings gradio")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev brings playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-    pytest.mark.filterwarnings("default"),  # those of other people's servers
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
 
 @pytest.fixture(scope="module")
-def served(net):
-    import uvicorn
-
-    from whatwhere.server.api import build_app
-    from whatwhere.server.page import with_page
-
-    app = build_app({"efficientnet-lite0": net})
+def address():
+    """Of the command itself, in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(with_page(app), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}", app.state.service
-    server.should_exit = True
-    thread.join()
+    found = f"http://127.0.0.1:{port}"
+    with subprocess.Popen([sys.executable, "-m", "whatwhere", "serve", "--port", str(port)]) as server:
+        try:
+            while not answers(f"{found}/ready"):
+                assert server.poll() is None
+                time.sleep(0.1)
+            yield found
+        finally:
+            server.terminate()
+
+
+def answers(address):
+    try:
+        with urllib.request.urlopen(address) as answer:
+            return answer.read().decode()
+    except urllib.error.URLError:
+        return ""
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +55,8 @@ def browser():
         browser.close()
 
 
-def batches(service):
-    return service.registry.get_sample_value("whatwhere_batch_count")
+def batches(address):
+    return re.search(r"^whatwhere_batch_count (\S+)$", answers(f"{address}/metrics"), re.MULTILINE)[1]
 
 
 def source_of(page):
@@ -60,8 +64,7 @@ def source_of(page):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_person_sees_what_and_where(served, browser, net, photos, tmp_path, width):
-    address, service = served
+def test_a_person_sees_what_and_where(address, browser, net, photos, tmp_path, width):
     page = browser.new_page(viewport={"width": width, "height": 900})
     problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -83,7 +86,7 @@ def test_a_person_sees_what_and_where(served, browser, net, photos, tmp_path, wi
     page.keyboard.press("Space")  # the second class, by keyboard
     sync_api.expect(said).to_contain_text(known[1].label, timeout=60_000)
 
-    before, looked = source_of(page), batches(service)
+    before, looked = source_of(page), batches(address)
     words = said.inner_text()
     slider = page.locator("#threshold input[type=range]")
     slider.focus()
@@ -91,7 +94,7 @@ def test_a_person_sees_what_and_where(served, browser, net, photos, tmp_path, wi
         page.keyboard.press("ArrowRight")
     page.wait_for_function("(words) => document.querySelector('#said').innerText.trim() != words.trim()", arg=words)
     page.wait_for_function("(before) => document.querySelector('#where img').src != before", arg=before)
-    assert batches(service) == looked  # the box followed, and nobody looked again
+    assert batches(address) == looked  # the box followed, and nobody looked again
     threshold = float(slider.input_value())
     (expected,) = whatwhere.explain(net, photos[0], target=known[1].index, threshold=threshold)
     box = ", ".join(f"{edge:.0f}" for edge in expected.box.to_list())
@@ -114,3 +117,17 @@ def test_a_person_sees_what_and_where(served, browser, net, photos, tmp_path, wi
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert not problems
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("/etc/passwd", "error"), ("http://example.org/a.png", "no address is fetched")]
+)
+def test_the_page_reads_no_path_and_fetches_no_address(address, path, said):
+    picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    body = json.dumps({"data": [picture, "efficientnet-lite0", "its own", "fast", "nothing", 0.5]}).encode()
+    ask = urllib.request.Request(f"{address}/gradio_api/call/look", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(ask) as asked:
+        event = json.load(asked)["event_id"]
+    answer = answers(f"{address}/gradio_api/call/look/{event}")
+    assert "event: error" in answer
+    assert said in answer

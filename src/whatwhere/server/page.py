@@ -24,6 +24,8 @@ with extra("serve", "a page"):
 
 KEPT_SECONDS = 600
 """How long a picture stays with a page that nobody touches."""
+VISITORS = 64
+"""Pages whose pictures are kept at once; the one that rested longest is forgotten."""
 NOTHING, OWN = "nothing", "its own"
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
@@ -134,8 +136,7 @@ def _drawn(seen: Seen | None, threshold: float, opacity: float) -> tuple[Any, An
     return (
         shown(one, opacity),
         gr.update(value=shown(other, opacity), visible=True),
-        f"{said} · beside it **{caption(other)}** by {other.method}, of which "
-        f"{_overlap(one, other):.0%} of the region is shared",
+        f"{said}. Beside it **{caption(other)}** by {other.method}; the regions' IoU is {_overlap(one, other):.2f}",
     )
 
 
@@ -148,6 +149,17 @@ def _overlap(one: Explanation, other: Explanation) -> float:
 
 def _said(error: Exception) -> gr.Error:
     return gr.Error(str(error), duration=8)
+
+
+def _kept(move: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Gradio's own way of an input into its folder, but for addresses, which it would fetch."""
+
+    async def kept(source: Any) -> Any:
+        if not Path(str(source)).is_absolute():
+            raise gr.Error("a picture is uploaded; no address is fetched")
+        return await move(source)
+
+    return kept
 
 
 def _page(service: Service) -> Any:
@@ -181,6 +193,11 @@ def _page(service: Service) -> Any:
         except WhatWhereError as error:
             raise _said(error) from error
 
+    async def compared(seen: Seen | None, index: int | None, *told: Any) -> tuple[Any, ...]:
+        *told_before, opacity, threshold = told  # which stays where the person put it
+        found, *_ = await again(seen, index, *told_before, opacity)
+        return found, *_drawn(found, threshold, opacity)
+
     with gr.Blocks(title="whatwhere", analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
         gr.Markdown(
             "# What is in the picture, and where\nDrop or paste a picture, or take an example.", elem_id="title"
@@ -190,6 +207,9 @@ def _page(service: Service) -> Any:
             with gr.Column(scale=2, min_width=300):
                 picture = gr.Image(
                     label="Picture", type="filepath", sources=["upload", "clipboard"], height=250, elem_id="picture"
+                )
+                vars(picture)["async_move_resource_to_block_cache"] = _kept(
+                    picture.async_move_resource_to_block_cache
                 )
                 examples = sorted(str(one) for one in Path(str(files("whatwhere") / "photos")).glob("*.jpg"))
                 gr.Examples(examples, picture, label="Examples", cache_examples=False)
@@ -249,7 +269,8 @@ def _page(service: Service) -> Any:
         told, drawn = [model, layer, method, against, opacity], [result, beside, said]
         once: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": True}
         picture.change(look, [picture, *told], [state, classes, threshold, *drawn])
-        for change in (classes.input, method.input, against.input, layer.input):
+        against.input(compared, [state, classes, *told, threshold], [state, *drawn])
+        for change in (classes.input, method.input, layer.input):
             change(again, [state, classes, *told], [state, threshold, *drawn])
         model.input(lambda name: gr.update(choices=layers_of(service, name), value=OWN), model, layer).then(
             look, [picture, *told], [state, classes, threshold, *drawn]
@@ -258,6 +279,7 @@ def _page(service: Service) -> Any:
             slider.input(_drawn, [state, threshold, opacity], drawn, **once)
         for button, make in saves:
             button.click(make, [state, threshold, opacity], file).then(None, file, None, js=_SAVE)
+    page.state_session_capacity = VISITORS
     page.queue(max_size=service.bounds.queue, default_concurrency_limit=8)
     return page
 
