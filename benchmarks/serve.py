@@ -176,10 +176,12 @@ def main():
 | --- | --- |
 | the library alone, before and after | {alone[0]:.1f} and {alone[1]:.1f} pictures/s |
 | the server | {rate:.1f} answers/s |
-| ratio to the library's mean | {2 * rate / sum(alone):.2f} |
+| ratio to the library before, and after | {rate / alone[0]:.2f} and {rate / alone[1]:.2f} |
 | answers | {by_status} |
 | memory of the server, first and last half minute | {rows[0]["resident_MB"]} and {rows[-1]["resident_MB"]} MB |
 | to stop | {stopped:.1f} s, exit code {server.returncode} |
+
+Where the two of the library differ much, something else had the cores, and the ratio says nothing.
 """
     )
 
