@@ -79,7 +79,8 @@ def rate(options: argparse.Namespace) -> None:
         with Workers(reader, threads) as pool:
             first = next(iter(pool.answers(items[:1])))
             reading = count / seconds(lambda: [None for _ in pool.answers(items)])
-        inputs = torch.stack([torch.from_numpy(one.input) for one in first if isinstance(one, Read)])
+        read = [(one.resized, net.preprocess.frame(one.size)) for one in first if isinstance(one, Read)]
+        inputs = torch.stack([net.preprocess.normalized(*one) for one in read])
         looking = count / seconds(lambda: looked(looker, inputs, len(items), threads))
         times: list[tuple[float, int]] = []
 

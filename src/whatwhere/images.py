@@ -18,7 +18,7 @@ from typing import IO, Literal, cast, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -276,6 +276,15 @@ class Preprocess:
         Raises:
             InputError: the network takes no photos.
         """
+        resized, frame = self.resized(photo)
+        return self.normalized(resized, frame), frame
+
+    def resized(self, photo: Photo) -> tuple[UInt8[np.ndarray, "y x d"], Frame]:
+        """What lies in the input, in bytes, without padding, and the frame that leads back.
+
+        Raises:
+            InputError: the network takes no photos.
+        """
         frame = self.frame(photo.size)
         placed, seen = frame.placed, frame.seen
         image = Image.fromarray(photo.pixels)
@@ -286,9 +295,15 @@ class Preprocess:
             Image.Resampling[self.interpolation.upper()],
             box=(max(seen.x0, 0), max(seen.y0, 0), min(seen.x1, image.width), min(seen.y1, image.height)),
         )
-        channels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1)
-        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
-        tensor = torch.zeros(len(self.mean), *self.size)
+        return np.asarray(image).reshape(image.height, image.width, -1), frame
+
+    def normalized(self, resized: UInt8[np.ndarray, "y x d"], frame: Frame) -> Float[Tensor, "d h w"]:
+        """The network's input, float32, of what ``resized`` gives."""
+        (height, width, _), placed = resized.shape, frame.placed
         y0, x0 = round(placed.y0), round(placed.x0)
-        tensor[:, y0 : y0 + image.height, x0 : x0 + image.width] = (channels / 255 - mean) / std
-        return tensor, frame
+        tensor = torch.zeros(len(self.mean), *self.size)
+        where = tensor[:, y0 : y0 + height, x0 : x0 + width].numpy()
+        levels = torch.arange(256) / 255  # a byte has few values
+        for c, (mean, std) in enumerate(zip(torch.tensor(self.mean), torch.tensor(self.std), strict=True)):
+            where[c] = ((levels - mean) / std).numpy()[resized[:, :, c]]
+        return tensor

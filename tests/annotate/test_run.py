@@ -233,16 +233,26 @@ def test_the_method_is_the_plain_one_where_it_is_exact():
     assert settings_for(linear).threshold == 0.3
 
 
+def read_of(image):
+    """What a reader answers for a picture that is this input."""
+    return Read("0", (30, 50), (image * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def bytes_like(*shape):
+    """Inputs that bytes can be."""
+    return torch.randint(0, 256, shape) / 255
+
+
 def look(net, images, classes=(), **settings):
     told = {"method": "cam", "threshold": 0.25, "classes": tuple(classes), "batch": 4, "backend": "torch"} | settings
     items = [(i, Item(f"{i}")) for i in range(len(images))]
-    answers = [Read("0", (30, 50), image.numpy()) for image in images]
+    answers = [read_of(image) for image in images]
     return Looker(net, Settings(**told), "m")(items, answers)
 
 
 def test_classes_that_are_asked_for():
     net = whatwhere.load(gap_net(SIZE), preprocess=plain(SIZE), labels=list("abcde"))
-    images = torch.rand(4, 3, *SIZE)
+    images = bytes_like(4, 3, *SIZE)
     logits = net.logits(images)
     firsts = {row.image: row.class_index for row in look(net, images)}
     assert list(firsts.values()) == logits.argmax(1).tolist()
@@ -262,7 +272,7 @@ def test_a_picture_that_the_network_gives_nan_for_is_alone_at_fault():
         network[0].weight.mul_(1e38)
     net = whatwhere.load(network, preprocess=plain(SIZE), labels=["blue", "red"])
     images = torch.zeros(3, 3, *SIZE)
-    images[1] = 1e30
+    images[1, 0] = 1
     found = look(net, images)
     assert [row.error is None for row in found] == [True, False, True]
     assert "gives nan" in found[1].error
@@ -272,7 +282,7 @@ def test_another_engine_gives_the_same():
     backend = "onnxruntime"
     pytest.importorskip(backend)
     net = whatwhere.load(gap_net(SIZE), preprocess=plain(SIZE))
-    images = torch.rand(3, 3, *SIZE)
+    images = bytes_like(3, 3, *SIZE)
     plainly, compiled = look(net, images), look(net, images, backend=backend)
     assert [(row.image, row.label) for row in plainly] == [(row.image, row.label) for row in compiled]
     assert [row.probability for row in plainly] == pytest.approx([row.probability for row in compiled], abs=1e-5)
@@ -309,10 +319,10 @@ def test_a_process_that_dies_is_replaced_and_the_guilty_file_found(tmp_path, pic
     assert failed == ["deadly.png: reading it ends the process: SIGKILL"]
     # of the deadly batch: whole, whole again, one half, the file; of the unlucky one: once
     assert deaths == 5
-    inputs = [answer.input for answer in flat if isinstance(answer, Read)]
+    inputs = [answer.resized for answer in flat if isinstance(answer, Read)]
     reader = Reader(str(tmp_path), plain(SIZE))
     wanted = [reader(item) for batch in batches for item in batch if item not in deadly[:1]]
-    assert all((one == other.input).all() for one, other in zip(inputs, wanted, strict=True))
+    assert all((one == other.resized).all() for one, other in zip(inputs, wanted, strict=True))
 
 
 def test_a_process_that_hangs_is_given_up(tmp_path, pictures, monkeypatch):
@@ -348,8 +358,8 @@ def test_the_folder_is_readable_by_others(whole):
 
 def test_threads_look_at_once_with_a_network_each():
     net = whatwhere.load(gap_net(SIZE), preprocess=plain(SIZE))
-    looker, images = Looker(net, Settings("gradcam", 0.25, (), 4, "torch"), "m"), torch.rand(4, 3, *SIZE)
-    items, answers = [(0, Item("0"))], [Read("0", (30, 50), images[0].numpy())]
+    looker, images = Looker(net, Settings("gradcam", 0.25, (), 4, "torch"), "m"), bytes_like(4, 3, *SIZE)
+    items, answers = [(0, Item("0"))], [read_of(images[0])]
     assert looker.is_many
     with ThreadPoolExecutor(2) as pool:
         barrier = Barrier(2)

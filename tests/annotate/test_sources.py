@@ -118,7 +118,7 @@ def test_tar_shards_are_read_at_their_places(tree, a_png):
     assert isinstance(whole, Read)
     assert isinstance(file, Read)
     assert (whole.digest, whole.size) == (file.digest, (30, 42))
-    assert (whole.input == file.input).all()
+    assert (whole.resized == file.resized).all()
     assert isinstance(cut, Failed)
     assert cut.error.startswith("shards-0.tar/x/2.png: ")
     assert len(names(tree / "shards-0.tar")) == 2

@@ -71,6 +71,15 @@ def test_equal_components_go_from_top_to_bottom():
     assert [(box.x0, box.y0) for box in components(mask).boxes] == [(4, 0), (10, 0), (0, 1)]
 
 
+def test_short_numbers_hold_as_many_parts_as_fit():
+    mask = np.zeros((400, 655), bool)
+    mask[::2, ::2] = True
+    few = components(mask[:, :650])
+    assert len(few.boxes) == 200 * 325  # 16 bits hold 65535
+    assert few.boxes[-1] == Box(648, 398, 649, 399)
+    assert len(components(mask).boxes) == 200 * 328
+
+
 def test_components_of_nothing():
     found = components(np.zeros((3, 5), bool))
     assert found.boxes == ()

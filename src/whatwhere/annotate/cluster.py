@@ -101,10 +101,12 @@ class Annotating:
     """An actor: a model, and a process that reads ahead for it, so that a file that ends it is a row and no retry."""
 
     def __init__(self, held: Any, reader: Reader, listed: dict[str, Any]) -> None:
+        import cv2
         import ray
         import torch
 
         torch.set_num_threads(1)
+        cv2.setNumThreads(1)
         net, self.settings, model = ray.get(held)
         self.pool = Workers(reader, 1)
         self.looker, self.listing = Looker(net, self.settings, model), Listing(**listed)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+import cv2
 import torch
 
 from whatwhere.annotate.listing import Listing
@@ -94,8 +95,9 @@ def annotate_parts(
 @contextmanager
 def _one_thread_each(looker: Callable[[], Looker]) -> Iterator[tuple[Looker, int]]:
     """The looker, and how many threads look: as many as there are cores, where its engine lets them."""
-    threads = torch.get_num_threads()
+    threads, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     try:
         look = looker()
         if not look.is_many:
@@ -103,3 +105,4 @@ def _one_thread_each(looker: Callable[[], Looker]) -> Iterator[tuple[Looker, int
         yield look, min(threads, cores(), MOST) if look.is_many else 1
     finally:
         torch.set_num_threads(threads)
+        cv2.setNumThreads(of_opencv)

@@ -178,8 +178,9 @@ class Looker:
     def _seen(self, items: Sequence[Item], reads: Sequence[Read]) -> list[list[Explanation]]:
         if not reads:
             return []
-        inputs = torch.stack([torch.from_numpy(one.input) for one in reads])
-        frames: list[Frame] = [self.net.preprocess.frame(one.size) for one in reads]
+        preprocess = self.net.preprocess
+        frames: list[Frame] = [preprocess.frame(one.size) for one in reads]
+        inputs = torch.stack([preprocess.normalized(one.resized, f) for one, f in zip(reads, frames, strict=True)])
         photos = [seen_as(item, one) for item, one in zip(items, reads, strict=True)]
         settings = self.settings
         return explain_inputs(self.net, inputs, frames, photos, self._chosen, settings.method, settings.threshold)

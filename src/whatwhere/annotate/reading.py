@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import UInt8
 
 from whatwhere.annotate.sources import Files, Item, files_under
 from whatwhere.errors import DataError, WhatWhereError
@@ -27,13 +27,13 @@ class Read:
     Attributes:
         digest: SHA-256 of the file, in hexadecimal.
         size: (H, W) of the upright picture.
-        input: (d h w), float32.
+        resized: (y x d) of the network's input, without padding.
         pixels: (H W 3) of the upright picture, where the reader keeps them.
     """
 
     digest: str
     size: Size
-    input: Float[np.ndarray, "d h w"]
+    resized: UInt8[np.ndarray, "y x d"]
     pixels: Pixels | None = None
 
 
@@ -79,8 +79,8 @@ class Reader:
                 photo = photo_in(file, name, self.max_pixels)
                 if said is not None and said != _state(file):
                     raise DataError(f"{name}: the file was written to while it was read")
-            prepared, _ = self.preprocess(photo)
-            return Read(digest, photo.size, prepared.numpy(), photo.pixels if self.keeps else None)
+            resized, _ = self.preprocess.resized(photo)
+            return Read(digest, photo.size, resized, photo.pixels if self.keeps else None)
         except DataError as error:
             return Failed(_line(str(error), item), digest)
         except OSError as error:

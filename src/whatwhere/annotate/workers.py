@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import numpy as np
-
-from whatwhere.annotate.reading import Answer, Failed, Read
+from whatwhere.annotate.reading import Answer, Failed
 from whatwhere.annotate.sources import Item
 from whatwhere.errors import WhatWhereError
 from whatwhere.images import printable
@@ -153,17 +151,9 @@ class Workers:
             return
         if isinstance(said, WhatWhereError):
             raise said
-        answers, shape = said
-        task, inputs = worker.task, np.empty(shape, np.float32)
+        task = worker.task
         assert task is not None
-        if len(inputs):
-            worker.pipe.recv_bytes_into(inputs.data.cast("B"))
-        rows = iter(inputs)
-        for i, answer in enumerate(answers, task.start):
-            if not isinstance(answer, Failed):
-                digest, size, pixels = answer
-                answer = Read(digest, size, next(rows), pixels)
-            task.batch.answers[i] = answer
+        task.batch.answers[task.start : task.stop] = said
         worker.task = None
 
     def _bury(self, worker: _Worker, to_do: deque[_Task]) -> None:
@@ -225,13 +215,7 @@ def _work(pipe: Connection, read: Callable[[Item], Answer], not_its: Sequence[Co
     try:
         pipe.send("ready")
         while True:
-            answers = [read(item) for item in pipe.recv()]
-            inputs = [one.input for one in answers if isinstance(one, Read)]
-            told = [one if isinstance(one, Failed) else (one.digest, one.size, one.pixels) for one in answers]
-            together = np.stack(inputs) if inputs else np.empty(0, np.float32)
-            pipe.send((told, together.shape))
-            if inputs:
-                pipe.send_bytes(together.data.cast("B"))
+            pipe.send([read(item) for item in pipe.recv()])
     except WhatWhereError as error:
         pipe.send(error)
     except (EOFError, OSError):  # the parent has gone
