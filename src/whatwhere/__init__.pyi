@@ -10,6 +10,8 @@ from .maps import METHODS
 from .presets import PRESETS
 from .reports.picture import draw
 
+__version__: str
+
 __all__ = [
     "METHODS",
     "PRESETS",

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+import whatwhere
 from whatwhere.apps import annotating, exporting, inspecting, measuring, serving, training
 from whatwhere.apps.console import (
     BatchOption,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from whatwhere.explanation import Explanation
 
 app = typer.Typer(
-    help="What is in an image, and where: classes, evidence maps, boxes, from labels alone.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,6 +44,21 @@ ModelOption = Annotated[
     str,
     typer.Option(help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, or a saved run's folder."),
 ]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"whatwhere {whatwhere.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What is in an image, and where: classes, evidence maps, boxes, from labels alone."""
 
 
 @app.command()
