@@ -135,6 +135,49 @@ def test_a_full_queue_refuses_and_what_waits_goes_in_one_batch(net):
         assert 'whatwhere_requests_total{path="/explain",status="429"} 1.0' in counted
 
 
+def test_pictures_wait_for_room(net):
+    app = build_app({"lite": net}, Bounds(held=2500))  # two of 1200 pixels, or one of any size
+    service, sizes, begun, go_on = app.state.service, [], threading.Event(), threading.Event()
+
+    def held(count):
+        sizes.append((count, service._held))
+        begun.set()
+        go_on.wait()
+
+    service.batcher._on_batch = held
+    with TestClient(app) as client:
+        codes = []
+
+        def ask(picture):
+            codes.append(client.post("/explain", json={"image": in_base64(picture)}).status_code)
+
+        asking = [threading.Thread(target=ask, args=[png(*size)]) for size in ((30, 40), (40, 30), (60, 50))]
+        asking[0].start()
+        assert begun.wait(60)
+        asking[1].start()
+        while service.batcher.waiting < 1:
+            pass
+        asking[2].start()  # it is decoded and waits
+        while service.inside < 3:
+            pass
+        asking[2].join(0.3)
+        assert (service.batcher.waiting, service._held) == (1, 2400)
+        go_on.set()
+        for thread in asking:
+            thread.join()
+    assert codes == [200] * 3
+    assert sizes == [(1, 1200), (1, 1200), (1, 3000)]
+    assert service._held == 0
+
+
+def test_no_room_in_time(net):
+    app = build_app({"lite": net}, Bounds(held=1000, seconds=0.5))
+    app.state.service._held = 1
+    with TestClient(app) as client:
+        answer = client.post("/explain", json={"image": in_base64(png(30, 40))})
+        assert (answer.status_code, app.state.service._held) == (503, 1)
+
+
 def test_ready_until_it_stops(net):
     app = build_app({"lite": net})
     with TestClient(app) as client:

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -46,6 +47,7 @@ class Bounds:
     Attributes:
         upload: bytes of a request.
         pixels: of a picture.
+        held: pixels of all pictures that wait or are looked at; more wait undecoded, but for two.
         seconds: from a request's first byte to its answer.
         queue: requests that are being read, waiting or answered.
         batch: pictures that go through a network at once.
@@ -53,12 +55,13 @@ class Bounds:
 
     upload: int = 20_000_000
     pixels: int = 25_000_000
+    held: int = 250_000_000
     seconds: float = 30.0
     queue: int = 128
     batch: int = 16
 
     def __post_init__(self) -> None:
-        if min(self.upload, self.pixels, self.queue, self.batch) < 1 or self.seconds <= 0:
+        if min(self.upload, self.pixels, self.held, self.queue, self.batch) < 1 or self.seconds <= 0:
             raise InputError(f"every bound is above 0, got {self}")
 
 
@@ -88,6 +91,7 @@ class Service:
         self.inside = 0
         # pictures that are decoded at once: what they cost in memory is bounded by it
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self._held, self._room = 0, threading.Condition()
 
     async def explain(self, asked: Asked, data: bytes) -> list[Explanation]:
         """The answer to a question.
@@ -99,14 +103,37 @@ class Service:
         Raises:
             DataError, InputError, UnsupportedError: as ``explain``.
             ClosedError: the server is stopping.
+            TimeoutError: there was no room for the picture, or nobody looked at it, in time.
         """
         loop = asyncio.get_running_loop()
 
-        def queued() -> Any:
-            return self.batcher.submit(asked, photo_of(data, self.bounds.pixels), self.bounds.seconds)
+        def queued() -> "Future[list[Explanation]]":
+            photo = photo_of(data, self.bounds.pixels)
+            pixels = photo.size[0] * photo.size[1]
+            self._take(pixels)
+            try:
+                future = self.batcher.submit(asked, photo, self.bounds.seconds)
+            except BaseException:
+                self._give(pixels)
+                raise
+            future.add_done_callback(lambda _: self._give(pixels))
+            return future
 
-        found = await asyncio.wrap_future(await loop.run_in_executor(self._workers, queued))
-        return list(found)
+        return await asyncio.wrap_future(await loop.run_in_executor(self._workers, queued))
+
+    def _take(self, pixels: int) -> None:
+        """Wait until there is room for so many; a picture that is larger than all of it is alone."""
+        with self._room:
+            if not self._room.wait_for(
+                lambda: not self._held or self._held + pixels <= self.bounds.held, self.bounds.seconds
+            ):
+                raise TimeoutError
+            self._held += pixels
+
+    def _give(self, pixels: int) -> None:
+        with self._room:
+            self._held -= pixels
+            self._room.notify_all()
 
     async def written(self, found: list[Explanation]) -> bytes:
         """The explanations as JSON; regions are found here."""
