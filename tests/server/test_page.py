@@ -1,5 +1,6 @@
 """What a person does with the page, in a browser, at a desk's width and a phone's."""
 
+import base64
 import io
 import json
 import re
@@ -23,13 +24,16 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
 
 @pytest.fixture(scope="module")
-def address():
-    """Of the command itself, in a process of its own."""
+def address(net, tmp_path_factory):
+    """Of the command itself, in a process of its own, with two models."""
+    second = tmp_path_factory.mktemp("runs") / "second"
+    whatwhere.save(net, second)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     found = f"http://127.0.0.1:{port}"
-    with subprocess.Popen([sys.executable, "-m", "whatwhere", "serve", "--port", str(port)]) as server:
+    words = ["serve", "efficientnet-lite0", str(second), "--port", str(port)]
+    with subprocess.Popen([sys.executable, "-m", "whatwhere", *words]) as server:
         try:
             while not answers(f"{found}/ready"):
                 assert server.poll() is None
@@ -117,6 +121,60 @@ def test_a_person_sees_what_and_where(address, browser, net, photos, tmp_path, w
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert not problems
     page.close()
+
+
+def chosen(page, label, name):
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=name, exact=True).click()
+
+
+def test_examples_layers_models_and_what_is_no_picture(address, browser, net, photos, tmp_path):
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(address)
+    said, first = page.locator("#said"), page.locator("#classes label").first
+    page.locator("button:has(img)").first.click()  # the first example
+    (known,) = whatwhere.explain(net, photos[0])
+    sync_api.expect(said).to_contain_text(known.label, timeout=60_000)
+
+    before = source_of(page)
+    opacity = page.get_by_label("range slider for Opacity")
+    opacity.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("(before) => document.querySelector('#where img').src != before", arg=before)
+
+    chosen(page, "Layer", "blocks.4")
+    (deep,) = whatwhere.explain(net.at("blocks.4"), photos[0])
+    sync_api.expect(said).to_contain_text("box " + ", ".join(f"{e:.0f}" for e in deep.box.to_list()), timeout=60_000)
+    chosen(page, "Layer", "its own")
+    chosen(page, "Beside it", "second")  # the same network as a saved run
+    sync_api.expect(said).to_contain_text("IoU is 1.00", timeout=60_000)
+    chosen(page, "Model", "second")
+    sync_api.expect(said).to_contain_text(known.label, timeout=60_000)
+    page.screenshot(path=tmp_path / "models.png", full_page=True)
+
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(photos[0].read_bytes()[:3000])
+    page.get_by_label("Remove Image").click()
+    sync_api.expect(first).to_have_count(0)
+    page.locator("#picture input[type=file]").set_input_files(broken)
+    page.get_by_text("image:").wait_for()
+    page.get_by_label("Remove Image").click()
+
+    (other,) = whatwhere.explain(net, photos[1])
+    page.evaluate(
+        """async (data) => {
+          const picture = await createImageBitmap(await (await fetch(data)).blob());
+          const canvas = new OffscreenCanvas(picture.width, picture.height);
+          canvas.getContext("2d").drawImage(picture, 0, 0);
+          const png = await canvas.convertToBlob({type: "image/png"});
+          await navigator.clipboard.write([new ClipboardItem({"image/png": png})]);
+        }""",
+        "data:image/jpeg;base64," + base64.b64encode(photos[1].read_bytes()).decode(),
+    )
+    page.get_by_label("Paste from clipboard").click()
+    sync_api.expect(said).to_contain_text(other.label, timeout=60_000)
+    context.close()
 
 
 @pytest.mark.parametrize(
