@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def address(net, tmp_path_factory):
     """Of the command itself, in a process of its own, with two models."""
     second = tmp_path_factory.mktemp("runs") / "second"
-    whatwhere.save(net, second)
+    whatwhere.save(whatwhere.load(labels=[name.upper() for name in net.labels]), second)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -147,10 +147,11 @@ def test_examples_layers_models_and_what_is_no_picture(address, browser, net, ph
     (deep,) = whatwhere.explain(net.at("blocks.4"), photos[0])
     sync_api.expect(said).to_contain_text("box " + ", ".join(f"{e:.0f}" for e in deep.box.to_list()), timeout=60_000)
     chosen(page, "Layer", "its own")
-    chosen(page, "Beside it", "second")  # the same network as a saved run
+    chosen(page, "Beside it", "second")  # the same network with names of its own
     sync_api.expect(said).to_contain_text("IoU is 1.00", timeout=60_000)
     chosen(page, "Model", "second")
-    sync_api.expect(said).to_contain_text(known.label, timeout=60_000)
+    sync_api.expect(said).to_contain_text(f"{known.label.upper()} ", timeout=60_000)
+    page.locator("#classes label", has_text=known.label.upper()).wait_for()
     page.screenshot(path=tmp_path / "models.png", full_page=True)
 
     broken = tmp_path / "broken.png"
@@ -162,6 +163,7 @@ def test_examples_layers_models_and_what_is_no_picture(address, browser, net, ph
     page.get_by_label("Remove Image").click()
 
     (other,) = whatwhere.explain(net, photos[1])
+    assert other.label != known.label
     page.evaluate(
         """async (data) => {
           const picture = await createImageBitmap(await (await fetch(data)).blob());
@@ -173,7 +175,7 @@ def test_examples_layers_models_and_what_is_no_picture(address, browser, net, ph
         "data:image/jpeg;base64," + base64.b64encode(photos[1].read_bytes()).decode(),
     )
     page.get_by_label("Paste from clipboard").click()
-    sync_api.expect(said).to_contain_text(other.label, timeout=60_000)
+    sync_api.expect(said).to_contain_text(other.label.upper(), timeout=60_000)
     context.close()
 
 
