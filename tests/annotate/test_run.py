@@ -102,6 +102,24 @@ def test_the_number_of_processes_changes_nothing(pictures, whole, tmp_path, work
     assert rows(again) == rows(whole)
 
 
+def test_a_run_goes_on_with_the_graph_that_it_kept(pictures, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    net = whatwhere.load(gap_net(SIZE), preprocess=plain(SIZE))
+    told = {"batch": 2, "part": 4, "workers": 1, "backend": "onnxruntime"}
+    out, made = annotate(net, str(pictures), tmp_path / "out", **told), []
+    before, graph = rows(out), out.folder / f"graph-{digest_of_model(net)[:16]}.onnx"
+    assert not graph.exists()  # of a run that is whole
+    Looker(net, Settings("cam", 0.25, (), 2, "onnxruntime"), "m", graph)(
+        [(0, Item("0"))], [read_of(bytes_like(3, *SIZE))]
+    )
+    assert graph.exists()
+    part_file(out.folder, 1).unlink()
+    monkeypatch.setattr("whatwhere.classifiers.compiled.Graphs._exported", lambda *_: made.append(1))
+    assert rows(annotate(net, str(pictures), out.folder, resume=True, **told)) == before
+    assert not made
+    assert not graph.exists()
+
+
 def test_what_is_done_is_not_done_again(pictures, whole, tmp_path, monkeypatch):
     out, told = tmp_path / "out", []
     annotate(red(), str(pictures), out, batch=2, part=4, workers=1)
