@@ -9,6 +9,7 @@ from torch import nn
 
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Activation, Classifier
+from whatwhere.classifiers.huggingface import PREFIX, configuration
 from whatwhere.classifiers.onnxfile import load_onnx
 from whatwhere.classifiers.saved import RUN, load_run
 from whatwhere.classifiers.weights import load_weights, read_weights
@@ -34,7 +35,7 @@ def load(
     Args:
         model: ``"efficientnet-lite0"``, whose weights come with the install; ``"timm/NAME"`` or
             ``"torchvision/NAME"`` (a bare name is looked up in this order), with weights from their hub;
-            the folder of a saved run; an ``.onnx`` file of ``whatwhere export``; or an ``nn.Module`` that gives
+            ``"hf:FOLDER"`` or ``"hf:NAME"``, an image classifier of transformers; the folder of a saved run; an ``.onnx`` file of ``whatwhere export``; or an ``nn.Module`` that gives
             logits (b k).
         layer: split after this layer instead of the one that is found, as in ``named_modules()``.
         labels: class names, in the order of the logits.
@@ -66,16 +67,19 @@ def load(
     else:
         name = os.fspath(model)
         classes = None if weights is None or labels is None else len(labels)
+        told = {"preprocess": preprocess} if name.startswith(PREFIX) and preprocess is not None else {}
         try:
-            network, found = build(name, pretrained=pretrained and weights is None, num_classes=classes)
+            network, found = build(name, pretrained=pretrained and weights is None, num_classes=classes, **told)
         except InputError:
             if Path(name).is_dir():
-                raise DataError(f"{printable(name)}: not a saved run, it has no {RUN}") from None
+                hint = f"; load one of transformers as {PREFIX}FOLDER" if Path(name, "config.json").exists() else ""
+                raise DataError(f"{printable(name)}: not a saved run, it has no {RUN}{hint}") from None
             raise
         if weights is not None:
             load_weights(network, read_weights(Path(weights)), name)
         preprocess = preprocess or found
         net = around(network, name=name, labels=labels, preprocess=preprocess, activation=activation, layer=layer)
+        net.options = configuration(network) if name.startswith(PREFIX) else {}
     if device is not None:
         try:
             net.network.to(device)

@@ -1,4 +1,4 @@
-"""A name -> a network and its preprocessing: the embedded one, timm's, torchvision's."""
+"""A name -> a network and its preprocessing: the embedded one, timm's, torchvision's, transformers'."""
 
 import socket
 import sys
@@ -19,10 +19,11 @@ from whatwhere.classifiers import camnets
 from whatwhere.classifiers.backbones import dilate, headed, probe, renewed
 from whatwhere.classifiers.classifier import logits_of
 from whatwhere.classifiers.ensemble import ENSEMBLE, together
+from whatwhere.classifiers.huggingface import PREFIX, transformers_network
 from whatwhere.classifiers.layers import for_timm
 from whatwhere.classifiers.lenet import LeNet5
 from whatwhere.classifiers.weights import load_weights, read_weights
-from whatwhere.errors import DataError, InputError, nearest
+from whatwhere.errors import DataError, InputError, WhatWhereError, nearest
 from whatwhere.images import Preprocess
 
 EMBEDDED = "efficientnet-lite0"
@@ -119,6 +120,9 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
             weights[stem] = timm.models.adapt_input_conv(len(preprocess.mean), weights[stem])
             load_weights(network, weights, name)
         return network, preprocess
+    if name.startswith(PREFIX):
+        with _hub(name):
+            return transformers_network(name, pretrained, **options)
     library, _, bare = name.rpartition("/")
     in_timm = timm.is_model(bare.partition(".")[0]) and library in {"", "timm"}
     in_torchvision = library in {"", "torchvision"} and bare in torchvision.models.list_models(
@@ -179,6 +183,8 @@ def _hub(name: str) -> Iterator[None]:
     try:
         with redirect_stdout(sys.stderr):  # downloads say so, and stdout may be somebody's data
             yield
+    except WhatWhereError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{name}: there are no such weights on this machine, and none could be fetched "

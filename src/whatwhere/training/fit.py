@@ -16,6 +16,7 @@ from whatwhere.classic.words import VisualWords
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.classifiers.dfl import DflNet
+from whatwhere.classifiers.huggingface import PREFIX, configuration
 from whatwhere.classifiers.saved import RUN, load_run, save
 from whatwhere.classifiers.zoo import UNTRAINED, build
 from whatwhere.datasets import Dataset, open_dataset
@@ -224,6 +225,8 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
         else:
             name, options = recipe.model, options | _sized(recipe.model, recipe) | head
             network, preprocess = build(name, pretrained=recipe.pretrained, num_classes=k, **options)
+            if name.startswith(PREFIX):
+                options |= configuration(network)
     if recipe.mode == "light" and name == "mlp" and not (folder / RUN).exists():
         raise InputError(
             "the hidden layers of an mlp learn in full mode, --full; light mode trains a last layer alone"
