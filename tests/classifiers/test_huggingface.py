@@ -185,7 +185,7 @@ def test_what_cannot_be_loaded(tmp_path):
     with pytest.raises(DataError, match="load one of transformers as hf:FOLDER"):
         whatwhere.load(tmp_path / "whole")
     network.save_pretrained(tmp_path / "alone")
-    with pytest.raises(DataError, match="has no preprocessor_config.json"):
+    with pytest.raises(DataError, match=r"has no preprocessor_config\.json"):
         whatwhere.load(f"hf:{tmp_path / 'alone'}")
     net = whatwhere.load(f"hf:{tmp_path / 'alone'}", preprocess=whatwhere.Preprocess(size=(64, 64)))
     assert net.preprocess.size == (64, 64)

@@ -1,4 +1,4 @@
-"""Image classifiers of Hugging Face's transformers: a folder, or a name on the hub -> a network and its preprocessing."""
+"""Image classifiers of Hugging Face's transformers: a folder or a hub's name -> a network and its preprocessing."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def transformers_network(
     """An image classifier in evaluation mode, and how photos become its input.
 
     Args:
-        name: "hf:" and a folder of ``save_pretrained``, of the model and of its image processor, or a name on the hub.
+        name: "hf:" and a folder of ``save_pretrained``, of model and image processor, or a name on the hub.
         pretrained: whether it gets its weights or random ones.
         config: what ``configuration`` has said of the network; then neither folder nor hub is asked.
         preprocess: instead of what the image processor does.
@@ -88,7 +88,7 @@ def _preprocess_of(processor: Any, name: str) -> tuple[Preprocess, bool]:
         pixels = processor(images=Image.new("RGB", (_SIDE, _SIDE), colour), return_tensors="pt")["pixel_values"]
         if pixels.shape[:2] != (1, 3) or pixels.ndim != 4:
             raise UnsupportedError(
-                f"{printable(name)}: its {type(processor).__name__} gives {tuple(pixels.shape)} for a picture, wanted "
+                f"{printable(name)}: its {type(processor).__name__} gives {tuple(pixels.shape)} for a picture, not "
                 "(1, 3, h, w); pass preprocess=... that fits the network"
             )
         return pixels[0].double()
