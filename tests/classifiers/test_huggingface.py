@@ -194,7 +194,10 @@ def test_what_cannot_be_loaded(tmp_path):
 def test_weights_without_a_head_are_no_classifier(tmp_path):
     network, _ = made("vit", tmp_path)
     network.vit.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"2 are missing, \['classifier.bias', 'classifier.weight'\]; it holds ViTM"):
+    with pytest.raises(
+        DataError,
+        match=r"2 are missing, or of another shape, \['classifier.bias', 'classifier.weight'\]; it holds ViTM",
+    ):
         whatwhere.load(f"hf:{tmp_path}")
 
 
@@ -230,3 +233,22 @@ def test_a_processor_that_does_more_is_refused(tmp_path):
     processor.save_pretrained(tmp_path)
     with pytest.raises((UnsupportedError, InputError)):
         whatwhere.load(f"hf:{tmp_path}")
+
+
+def test_weights_of_other_classes_are_said(tmp_path):
+    made("vit", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"], config["label2id"] = {str(i): str(i) for i in range(9)}, {str(i): i for i in range(9)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"of another shape, .*classifier\.bias"):
+        whatwhere.load(f"hf:{tmp_path}")
+
+
+def test_blue_first_is_not_forgotten(tmp_path):
+    network, _ = made("mobilevit", tmp_path)
+    preprocess = whatwhere.Preprocess(size=(64, 64), mean=(0.0,) * 3, std=(1.0,) * 3)
+    net, images = whatwhere.load(f"hf:{tmp_path}", preprocess=preprocess), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(net.logits(images), network(images.flip(1)).logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UnsupportedError, match="takes blue first"):
+        whatwhere.load(f"hf:{tmp_path}", pretrained=False)

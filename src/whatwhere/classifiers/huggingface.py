@@ -1,5 +1,6 @@
 """Image classifiers of Hugging Face's transformers: a folder or a hub's name -> a network and its preprocessing."""
 
+import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def transformers_network(
         MissingExtraError: transformers is not installed.
     """
     with extra("hf", name):
-        import transformers
+        transformers: Any = importlib.import_module("transformers")
     where = name.removeprefix(PREFIX)
     nowhere = not where or Path(where).exists() or where.count("/") > 1 or where[0] in "./~"  # no name on the hub
     if config is None and nowhere and not Path(where or "?").is_dir():
@@ -54,19 +55,30 @@ def transformers_network(
         if type(settings) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
             what = ", ".join(settings.architectures or ()) or type(settings).__name__
             raise UnsupportedError(f"{printable(name)}: wanted an image classifier of transformers, got {what}")
-        if preprocess is None:
+        try:  # which colour comes first is asked in any case
             processor = transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
-            preprocess, blue_first = _preprocess_of(processor, name)
-        else:
-            blue_first = False
+            measured, blue_first = _preprocess_of(processor, name)
+        except Exception:
+            if preprocess is None:
+                raise
+            measured, blue_first = preprocess, False
+        preprocess = preprocess or measured
+        if blue_first and not pretrained:
+            raise UnsupportedError(
+                f"{printable(name)}: it takes blue first, and is turned round with its own weights alone; "
+                "save others into its folder"
+            )
         if not pretrained:
             return known.from_config(settings).eval(), preprocess
-        network, found = known.from_pretrained(where, output_loading_info=True, trust_remote_code=False)
+        network, found = known.from_pretrained(
+            where, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+        )
+    kind = ", ".join(settings.architectures or ["another network"])
     lacking = [*found["missing_keys"], *found["mismatched_keys"]]
     if lacking:
         raise DataError(
-            f"{printable(name)}: its weights are not those of an image classifier: {len(lacking)} are missing, "
-            f"{sorted(map(str, lacking))[:3]}; it holds {', '.join(settings.architectures or ['another network'])}"
+            f"{printable(name)}: its weights are not those of an image classifier: {len(lacking)} are missing, or of "
+            f"another shape, {sorted(map(str, lacking))[:3]}; it holds {kind}"
         )
     network = network.float().eval()
     if blue_first:
@@ -91,7 +103,8 @@ def _preprocess_of(processor: Any, name: str) -> tuple[Preprocess, bool]:
                 f"{printable(name)}: its {type(processor).__name__} gives {tuple(pixels.shape)} for a picture, not "
                 "(1, 3, h, w); pass preprocess=... that fits the network"
             )
-        return pixels[0].double()
+        colours: Tensor = pixels[0].double()
+        return colours
 
     black, white, red = given(0, 0, 0), given(255, 255, 255), given(255, 0, 0)
     low, high = black[:, 0, 0], white[:, 0, 0]
@@ -108,7 +121,7 @@ def _preprocess_of(processor: Any, name: str) -> tuple[Preprocess, bool]:
         std, mean = std.flip(0), mean.flip(0)
     told = getattr(processor, "resample", None)
     size = black.shape[1], black.shape[2]
-    kept = {} if told is None else {"interpolation": Image.Resampling(int(told)).name.lower()}
+    kept: dict[str, Any] = {} if told is None else {"interpolation": Image.Resampling(int(told)).name.lower()}
     return Preprocess(
         size=size,
         mean=tuple(float(f"{one:.7g}") for one in mean),

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,6 +61,8 @@ def load(
         DataError: weights that cannot be had or read.
         UnsupportedError: a module that cannot be split by itself; says what to pass.
     """
+    if not isinstance(model, str | os.PathLike | nn.Module | WeightsEnum):
+        raise InputError(f"a model is a name, a folder, a module or one of torchvision's weights, got {model!r}")
     if isinstance(model, WeightsEnum):
         model = weights_name(model)
     if isinstance(model, nn.Module):
@@ -80,10 +83,13 @@ def load(
         )
     else:
         name = os.fspath(model)
-        classes = {} if weights is None or labels is None else {"num_classes": len(labels)}
-        told = {"preprocess": preprocess} if name.startswith(PREFIX) and preprocess is not None else {}
+        options: dict[str, Any] = {}
+        if weights is not None and labels is not None:
+            options["num_classes"] = len(labels)
+        if name.startswith(PREFIX) and preprocess is not None:
+            options["preprocess"] = preprocess
         try:
-            network, found = build(name, pretrained=pretrained and weights is None, **classes, **told)
+            network, found = build(name, pretrained=pretrained and weights is None, **options)
         except InputError:
             if Path(name).is_dir():
                 hint = f"; load one of transformers as {PREFIX}FOLDER" if Path(name, "config.json").exists() else ""

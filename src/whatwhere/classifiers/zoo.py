@@ -146,8 +146,8 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
     if in_torchvision:
         every = torchvision.models.get_model_weights(model)
         if tag and tag not in every.__members__:
-            known = ", ".join(one.name for one in every)
-            raise InputError(f"{name}: wanted weights of {model}, one of {known}, got {tag!r}")
+            names = ", ".join(one.name for one in every)
+            raise InputError(f"{name}: wanted weights of {model}, one of {names}, got {tag!r}")
         weights = every[tag] if tag else every.DEFAULT
         plain = {"aux_logits": False, "init_weights": True} if model in {"googlenet", "inception_v3"} else {}
         with _hub(name):

@@ -5,6 +5,7 @@
 The samples need no database; FiftyOne's data sets and app do.
 """
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,8 +95,7 @@ def samples(folder: str | os.PathLike[str], min_trust: float = 0.0) -> Iterator[
 
 def _fiftyone() -> Any:
     with extra("fiftyone", "samples of FiftyOne"):
-        import fiftyone
-    return fiftyone
+        return importlib.import_module("fiftyone")
 
 
 def _sample(fo: Any, path: str | os.PathLike[str], size: Size) -> Any:
