@@ -11,7 +11,7 @@ from whatwhere.classifiers import zoo
 from whatwhere.classifiers.labels import Labels, imagenet
 from whatwhere.classifiers.split import SplitClassifier
 from whatwhere.classifiers.weights import load_weights, read_weights
-from whatwhere.errors import DataError, InputError
+from whatwhere.errors import DataError, InputError, UnsupportedError
 
 
 def test_labels_are_found_by_name_synonym_wordnet_id_and_index():
@@ -208,3 +208,110 @@ def test_a_damaged_run_is_a_data_error(tmp_path, old, new):
     (tmp_path / "run.toml").write_text(text.replace(old, new))
     with pytest.raises(DataError, match="damaged"):
         whatwhere.load(tmp_path)
+
+
+class Module(nn.Module):
+    """What a Lightning module is like: the network, and what belongs to its training."""
+
+    def __init__(self, network, prefix="model"):
+        super().__init__()
+        self.criterion = nn.CrossEntropyLoss(weight=torch.ones(3))
+        setattr(self, prefix, network)
+
+
+def small(classes: int = 3):
+    import timm
+
+    torch.manual_seed(5)
+    return timm.create_model("test_resnet", num_classes=classes)
+
+
+@pytest.mark.parametrize("prefix", ["model", "net", "backbone", "module", "DataParallel", "_orig_mod"])
+def test_a_checkpoint_whose_names_have_a_prefix(tmp_path, prefix):
+    network = small()
+    whole = nn.DataParallel(Module(network)) if prefix == "DataParallel" else Module(network, prefix)
+    plain_data = {"epoch": 3, "hyper_parameters": {"lr": 0.1}, "callbacks": {}, "loops": {"fit": [1]}}
+    torch.save({"state_dict": whole.state_dict(), **plain_data}, tmp_path / "x.ckpt")
+    net = whatwhere.load("timm/test_resnet", weights=tmp_path / "x.ckpt")
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(net.logits(images), network.eval()(images))
+    assert list(net.labels) == ["class 0", "class 1", "class 2"]
+    mine = small().apply(lambda one: one.reset_parameters() if isinstance(one, nn.Conv2d) else None)
+    again = whatwhere.load(mine, weights=tmp_path / "x.ckpt")
+    assert again.network is mine
+    assert torch.equal(again.logits(images), net.logits(images))
+
+
+def test_a_checkpoint_that_lightning_wrote(tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Learner(lightning.LightningModule):
+        def __init__(self, lr):
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = small()
+
+    trainer = lightning.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, barebones=False)
+    trainer.strategy.connect(learner := Learner(0.1))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    net = whatwhere.load("timm/test_resnet", weights=tmp_path / "x.ckpt", labels=["a", "b", "c"])
+    for key, tensor in learner.net.state_dict().items():
+        assert torch.equal(net.network.state_dict()[key], tensor)
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    state = Module(small()).state_dict()
+    del state["model.fc.bias"]
+    torch.save({"state_dict": {**state, "model.extra": torch.zeros(1)}}, tmp_path / "x.ckpt")
+    with pytest.raises(
+        DataError, match=r"x.ckpt for timm/test_resnet.*1 missing \['fc.bias'\], 1 left over \['extra'\]"
+    ):
+        whatwhere.load("timm/test_resnet", weights=tmp_path / "x.ckpt")
+    both = Module(small()).state_dict() | Module(small(), "ema").state_dict()
+    torch.save({"state_dict": both}, tmp_path / "two.ckpt")
+    with pytest.raises(DataError, match=r"several networks fit, under ema\., model\."):
+        whatwhere.load("timm/test_resnet", weights=tmp_path / "two.ckpt")
+    with pytest.raises(InputError, match=r"two\.ckpt has weights alone"):
+        whatwhere.load(tmp_path / "two.ckpt")
+
+
+def test_torchvisions_names_of_weights(monkeypatch):
+    import torchvision
+    from torchvision.models import ResNet18_Weights, ResNet50_Weights
+    from torchvision.models._api import WeightsEnum
+
+    torch.manual_seed(3)
+    network = torchvision.models.resnet50().eval()
+    asked = []
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, **_: asked.append(self) or network.state_dict())
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    photo = whatwhere.Photo(torch.randint(0, 256, (224, 224, 3)).to(torch.uint8).numpy(), "noise")
+    for name in (weights, "torchvision/resnet50.IMAGENET1K_V2"):
+        net = whatwhere.load(name)
+        assert asked.pop() is weights
+        assert net.name == "torchvision/resnet50.IMAGENET1K_V2"
+        own = weights.transforms(resize_size=224)  # nothing is cut away
+        given = own(torch.from_numpy(photo.pixels).permute(2, 0, 1))
+        images, _ = net.preprocess(photo)
+        torch.testing.assert_close(images, given, atol=1e-5, rtol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(net.logits(images[None]), network(given[None]), atol=1e-4, rtol=1e-4)
+        assert net.preprocess.crop_fraction == 224 / 232
+        words = [one.partition(" (")[0] for one in net.labels]
+        assert all(one.startswith(word) for one, word in zip(weights.meta["categories"], words, strict=True))
+        assert net.labels.find("n02123045") == net.labels.find("tabby cat") == 281
+    monkeypatch.setitem(ResNet18_Weights.IMAGENET1K_V1.meta, "categories", [f"kind {i}" for i in range(1000)])
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, **_: torchvision.models.resnet18().state_dict())
+    assert whatwhere.load(ResNet18_Weights.IMAGENET1K_V1).labels[7] == "kind 7"
+
+
+def test_weights_that_torchvision_does_not_have_for_it():
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+    from torchvision.models.quantization import ResNet50_QuantizedWeights
+
+    with pytest.raises(InputError, match="one of IMAGENET1K_V1, IMAGENET1K_V2, got 'V3'"):
+        whatwhere.load("torchvision/resnet50.V3")
+    for weights in (FasterRCNN_ResNet50_FPN_Weights.DEFAULT, ResNet50_QuantizedWeights.DEFAULT):
+        with pytest.raises(UnsupportedError, match="wanted weights of an image classifier"):
+            whatwhere.load(weights)

@@ -65,7 +65,7 @@ def test_a_light_run(figures, tmp_path):
     heard = []
     net = train(figures, tmp_path / "run", Recipe(size=(64, 96)), watch=lambda *what: heard.append(what))
     files = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
-    assert files == {"model.safetensors", "run.toml", "metrics.csv", "report"}
+    assert files == {"model.safetensors", "run.toml", "metrics.csv", "card.md", "report"}
     assert (tmp_path / "run/report/index.html").stat().st_size > 3000
     assert ("computing features", 30, 30) in heard
     told = tomllib.loads((tmp_path / "run/run.toml").read_text())
@@ -331,6 +331,7 @@ def test_ctrl_c_is_an_interruption_that_can_be_taken_up(figures, tmp_path, monke
         "model.safetensors",
         "run.toml",
         "metrics.csv",
+        "card.md",
         "report",
     }
 
@@ -434,3 +435,19 @@ def test_full_mode_with_a_few_images_says_that_light_mode_may_be_better(figures,
     recipe = Recipe(mode="full", epochs=1, size=(64, 96), batch=4)
     train(figures, tmp_path / "run", recipe, watch=lambda what, *_: heard.append(what))
     assert any("light mode is often better" in what for what in heard)
+
+
+def test_the_card_says_what_the_run_holds(figures, tmp_path):
+    net = train(figures, tmp_path / "run", Recipe(size=(64, 96)))
+    by_class, text = net.about["by_class"], (tmp_path / "run/card.md").read_text()
+    assert by_class["shown"] == [3, 3, 3]
+    truth = open_dataset(figures, "test")
+    said = [whatwhere.explain(net, sample.path)[0].index for sample in truth]
+    real = [net.labels.find(truth.classes[sample.labels[0]]) for sample in truth]
+    right = [sum(a == b == k for a, b in zip(said, real, strict=True)) for k in range(3)]
+    assert by_class["right"] == right
+    for name, count in zip(net.labels, right, strict=True):
+        assert f"| {name} | 10 | 3 | {count} | {100 * count / 3:.1f} |" in text
+    wrong = [(a, b) for a, b in zip(real, said, strict=True) if a != b]
+    assert {(a, b): n for a, b, n in by_class["confused"]} == {pair: wrong.count(pair) for pair in wrong}
+    assert whatwhere.load(tmp_path / "run").about["by_class"] == by_class

@@ -43,7 +43,10 @@ def annotate(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the parts, the formats and index.html.")],
     model: Annotated[
-        str, typer.Option(help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, or a saved run's folder.")
+        str,
+        typer.Option(
+            help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, hf:FOLDER, or a saved run's folder."
+        ),
     ] = "efficientnet-lite0",
     formats: Annotated[
         str,

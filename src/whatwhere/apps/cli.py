@@ -42,7 +42,10 @@ app = typer.Typer(
 )
 ModelOption = Annotated[
     str,
-    typer.Option(help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, or a saved run's folder."),
+    typer.Option(
+        help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, hf:FOLDER or hf:NAME (transformers), or a "
+        "saved run's folder."
+    ),
 ]
 
 

@@ -20,7 +20,9 @@ stdout = Console() if sys.stdout and sys.stdout.isatty() else Console(width=10_0
 
 MethodOption = Annotated[str, typer.Option(help="A map method; [bold]whatwhere methods[/] lists them.")]
 LayerOption = Annotated[str | None, typer.Option(help="Split the network after this layer instead.")]
-WeightsOption = Annotated[Path | None, typer.Option(help="A file of weights of your own for the model.")]
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="A file of weights of your own for the model, or a Lightning checkpoint.")
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 

@@ -144,11 +144,13 @@ def calibrate(
     with errors_said():
         import whatwhere
         from whatwhere.evaluation.run import calibrate as chosen
+        from whatwhere.reports.card import write_card
 
         keep_freed_memory()
         net, dataset, known = _loaded(_asked(model, data, split, layout, mapping, images, layer, weights, device))
         found = chosen(net, dataset, [name.strip() for name in methods.split(",")], batch=batch, mapping=known)
         whatwhere.save(net, to)
+        write_card(net, to)
         stderr.print(f"chosen on {escape(dataset.name)}; measure on other images", highlight=False, soft_wrap=True)
         for name, share in found.items():
             stdout.print(f"{name}: {share:.3f} of a map's maximum", highlight=False)

@@ -18,7 +18,8 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="efficientnet-lite0 (embedded, the default), timm/NAME, torchvision/NAME, or saved runs' folders.",
+            help="efficientnet-lite0 (embedded, the default), timm/NAME, torchvision/NAME, hf:FOLDER, or saved runs' "
+            "folders.",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for everybody.")] = "127.0.0.1",

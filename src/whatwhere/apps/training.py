@@ -121,6 +121,7 @@ def distill(
         import whatwhere
         from whatwhere.classifiers.saved import RUN
         from whatwhere.datasets import open_splits
+        from whatwhere.reports.card import write_card
         from whatwhere.training.distill import distill as taught
 
         keep_freed_memory()
@@ -134,6 +135,7 @@ def distill(
         with watch.progress:
             found = taught(net, dataset, preset=preset, epochs=epochs, seed=seed, folder=out, seen=watch)
         whatwhere.save(net, out)
+        write_card(net, out)
         for why in found.failed.values():
             complain("left out", DataError(why))
         stdout.print(f"learned from {found.pictures} pictures of {escape(dataset.name)}", highlight=False)
@@ -165,10 +167,13 @@ def ensemble(
         import whatwhere
         from whatwhere.classifiers.ensemble import ensemble as together
         from whatwhere.classifiers.saved import RUN
+        from whatwhere.reports.card import write_card
 
         if (out / RUN).exists():
             raise InputError(f"{out} holds a run already; choose another folder")
-        whatwhere.save(together([whatwhere.load(model) for model in models]), out)
+        net = together([whatwhere.load(model) for model in models])
+        whatwhere.save(net, out)
+        write_card(net, out)
         stderr.print(f"saved to {escape(str(out))}", highlight=False, soft_wrap=True)
 
 

@@ -64,7 +64,8 @@ def around(
         labels = Labels(labels)
     if len(labels) != k:
         raise InputError(f"{name} gives {k} logits, got {len(labels)} labels")
-    activation = activation or ("sigmoid" if k == 1 else "softmax")
+    told = getattr(getattr(network, "config", None), "problem_type", None)  # of transformers
+    activation = activation or ("sigmoid" if k == 1 or told == "multi_label_classification" else "softmax")
     if layer is None:
         return SplitClassifier(network, labels, preprocess, name, activation)
     return HookedClassifier(network, labels, preprocess, name, activation, layer=layer)

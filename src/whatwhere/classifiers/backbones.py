@@ -144,6 +144,11 @@ def headed(network: nn.Module, image: Images, classes: int, **head: Any) -> Head
 _LAYERS = (nn.Linear, nn.Conv2d)
 
 
+def last_layer(network: nn.Module) -> str:
+    """The name of the last layer with weights that multiply, or "" if there is none."""
+    return next((name for name, one in reversed(list(network.named_modules())) if isinstance(one, _LAYERS)), "")
+
+
 def renewed(network: nn.Module, classes: int) -> nn.Module:
     """The same network with a fresh last layer for so many classes; it is changed in place.
 
@@ -155,7 +160,7 @@ def renewed(network: nn.Module, classes: int) -> nn.Module:
     if hasattr(network, "reset_classifier"):
         network.reset_classifier(classes)  # type: ignore[operator]
         return network
-    name = next((name for name, one in reversed(list(network.named_modules())) if isinstance(one, _LAYERS)), "")
+    name = last_layer(network)
     old = network.get_submodule(name)
     new: nn.Module | None = None
     if isinstance(old, nn.Linear):

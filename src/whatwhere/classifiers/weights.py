@@ -16,7 +16,7 @@ from whatwhere.images import printable
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors file or a checkpoint that holds nothing but tensors.
+    """A state dict from a safetensors file, or from a checkpoint of tensors and plain data, as Lightning writes it.
 
     Raises:
         DataError: missing, broken, or a pickle that wants to run code.
@@ -42,6 +42,37 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise DataError(f"{name}: wanted a state dict of tensors, got {type(found).__name__}")
     return dict(found)
+
+
+def fitting(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The part of a checkpoint that is the network's, without what stands before its names there.
+
+    Lightning modules, DataParallel and wrappers of one's own put ``model.``, ``net.``, ``module.`` before them, and
+    keep other tensors beside: of losses, metrics, averages.
+
+    Args:
+        weights: a state dict.
+        network: whose weights they are to be.
+
+    Returns:
+        Its weights by its own names; all of them as they were if no prefix gives all names of the network.
+
+    Raises:
+        DataError: several prefixes do, and it is not said which is meant.
+    """
+    own = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
+    if not own or all(key in weights for key in own):
+        return dict(weights)
+    ends = {key.removesuffix(own[0]) for key in weights if key.endswith(f".{own[0]}")}
+    # what names most of the network, so that an error speaks of the rest
+    known = {prefix: sum(prefix + key in weights for key in own) for prefix in ends}
+    whole = sorted(prefix for prefix, count in known.items() if count == len(own))
+    if len(whole) > 1:
+        raise DataError(f"several networks fit, under {', '.join(whole)}; keep the tensors of one in the file")
+    best = max(known, key=known.__getitem__, default="")
+    if not best:
+        return dict(weights)
+    return {key.removeprefix(best): tensor for key, tensor in weights.items() if key.startswith(best)}
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A name -> a network and its preprocessing: the embedded one, timm's, torchvision's."""
+"""A name -> a network and its preprocessing: the embedded one, timm's, torchvision's, transformers'."""
 
 import socket
 import sys
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from whatwhere.classic.named import NAMES as CLASSICS
 from whatwhere.classic.named import classic
@@ -19,10 +20,12 @@ from whatwhere.classifiers import camnets
 from whatwhere.classifiers.backbones import dilate, headed, probe, renewed
 from whatwhere.classifiers.classifier import logits_of
 from whatwhere.classifiers.ensemble import ENSEMBLE, together
+from whatwhere.classifiers.huggingface import PREFIX, transformers_network
+from whatwhere.classifiers.labels import Labels, imagenet
 from whatwhere.classifiers.layers import for_timm
 from whatwhere.classifiers.lenet import LeNet5
 from whatwhere.classifiers.weights import load_weights, read_weights
-from whatwhere.errors import DataError, InputError, nearest
+from whatwhere.errors import DataError, InputError, UnsupportedError, WhatWhereError, nearest
 from whatwhere.images import Preprocess
 
 EMBEDDED = "efficientnet-lite0"
@@ -119,9 +122,13 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
             weights[stem] = timm.models.adapt_input_conv(len(preprocess.mean), weights[stem])
             load_weights(network, weights, name)
         return network, preprocess
+    if name.startswith(PREFIX):
+        with _hub(name):
+            return transformers_network(name, pretrained, **options)
     library, _, bare = name.rpartition("/")
-    in_timm = timm.is_model(bare.partition(".")[0]) and library in {"", "timm"}
-    in_torchvision = library in {"", "torchvision"} and bare in torchvision.models.list_models(
+    model, _, tag = bare.partition(".")
+    in_timm = timm.is_model(model) and library in {"", "timm"}
+    in_torchvision = library in {"", "torchvision"} and model in torchvision.models.list_models(
         module=torchvision.models
     )
     if in_timm:
@@ -137,13 +144,17 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
             preprocess = replace(preprocess, size=(h, w))
         return network.eval(), preprocess
     if in_torchvision:
-        default = torchvision.models.get_model_weights(bare).DEFAULT
-        plain = {"aux_logits": False, "init_weights": True} if bare in {"googlenet", "inception_v3"} else {}
+        every = torchvision.models.get_model_weights(model)
+        if tag and tag not in every.__members__:
+            names = ", ".join(one.name for one in every)
+            raise InputError(f"{name}: wanted weights of {model}, one of {names}, got {tag!r}")
+        weights = every[tag] if tag else every.DEFAULT
+        plain = {"aux_logits": False, "init_weights": True} if model in {"googlenet", "inception_v3"} else {}
         with _hub(name):
             network = torchvision.models.get_model(
-                bare, weights=default if pretrained else None, **{**plain, **options}
+                model, weights=weights if pretrained else None, **{**plain, **options}
             )
-        return network.eval(), _torchvision_preprocess(network, default.transforms())
+        return network.eval(), _torchvision_preprocess(network, weights.transforms())
     known = [EMBEDDED, *OWN, *(f"timm/{one}" for one in timm.list_models())]
     known += [f"torchvision/{one}" for one in torchvision.models.list_models(module=torchvision.models)]
     if not library:
@@ -151,6 +162,38 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
     raise InputError(
         f"no model is called {name!r}, and no folder of a saved run either; nearest: {nearest(name, known)}"
     )
+
+
+def weights_name(weights: WeightsEnum) -> str:
+    """What ``build`` takes for torchvision's own name of weights.
+
+    Raises:
+        UnsupportedError: they are not those of an image classifier, or of a quantized one.
+    """
+    import torchvision
+
+    for model in torchvision.models.list_models(module=torchvision.models):
+        if torchvision.models.get_model_weights(model) is type(weights):
+            return f"torchvision/{model}.{weights.name}"
+    raise UnsupportedError(f"{weights!r}: wanted weights of an image classifier in floating point")
+
+
+def weights_labels(name: str) -> Labels | None:
+    """The classes that torchvision's weights say they know; ImageNet's with their synonyms. None of other names."""
+    import torchvision
+
+    library, _, bare = name.rpartition("/")
+    model, _, tag = bare.partition(".")
+    if library != "torchvision":
+        return None
+    every = torchvision.models.get_model_weights(model)
+    categories = (every[tag] if tag else every.DEFAULT).meta["categories"]
+    known = imagenet()  # where torchvision says "crane bird", it says "crane (n02012849)"
+    same = [label.partition(" (")[0] for label in known] == [_AMBIGUOUS.get(one, one) for one in categories]
+    return known if same else Labels(categories)
+
+
+_AMBIGUOUS = {"crane bird": "crane", "maillot tank suit": "maillot"}
 
 
 def _embedded_weights(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -179,6 +222,8 @@ def _hub(name: str) -> Iterator[None]:
     try:
         with redirect_stdout(sys.stderr):  # downloads say so, and stdout may be somebody's data
             yield
+    except WhatWhereError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{name}: there are no such weights on this machine, and none could be fetched "

@@ -83,6 +83,7 @@ class Splits:
         multiple: whether some picture shows several classes, or none.
         unreadable: name -> why, of all splits.
         notes: what else there is to say, for people.
+        share: of each class that was drawn for validation; 0 where the data set has a split for it, or there is none.
     """
 
     train: Pictures
@@ -92,6 +93,7 @@ class Splits:
     multiple: bool
     unreadable: dict[str, str]
     notes: list[str]
+    share: float = 0.0
 
     @property
     def digest(self) -> str:
@@ -177,15 +179,14 @@ def split_data(
         raise DataError(f"{train.name}: no image can be read of {_few([classes[label] for label in sorted(lost)])}")
     if strict and notes:
         raise DataError("; ".join(notes) + ". Without --strict these are left out, or said and gone on with")
-    held, measured = read[0] if validation is not None else None, tested or validation
+    held, measured, share = read[0] if validation is not None else None, tested or validation, 0.0
     if held is not None and not len(held):
         raise DataError(
             f"{validation.name if validation else ''}: no image in it can be read that shows a class trained on"
         )
     if held is None:
-        share = recipe.validation if isinstance(recipe.validation, float) else None
-        if share is None:
-            share = SHARE if not multiple and min(trained.values()) >= MANY else 0.0
+        default = SHARE if not multiple and min(trained.values()) >= MANY else 0.0
+        share = recipe.validation if isinstance(recipe.validation, float) else default
         if share:
             inside, outside = _held_out(pictures, share, recipe.seed)
             pictures, held = pictures.part(inside), pictures.part(outside)
@@ -194,7 +195,7 @@ def split_data(
                 train, name=f"{train.name}, held out", samples=[one for one in train if one.name in names]
             )
     words = [train.synonyms[train.classes.index(name)] for name in classes] if train.synonyms else None
-    return Splits(pictures, held, measured, Labels(classes, words), multiple, unreadable, notes)
+    return Splits(pictures, held, measured, Labels(classes, words), multiple, unreadable, notes, share)
 
 
 def _opened(root: Path, recipe: Recipe, layout: str | None) -> tuple[Dataset, Dataset | None, Dataset | None]:

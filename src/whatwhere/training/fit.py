@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from whatwhere.classic.words import VisualWords
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.classifiers.dfl import DflNet
+from whatwhere.classifiers.huggingface import PREFIX, configuration
 from whatwhere.classifiers.saved import RUN, load_run, save
 from whatwhere.classifiers.zoo import UNTRAINED, build
 from whatwhere.datasets import Dataset, open_dataset
@@ -24,6 +26,7 @@ from whatwhere.evaluation.evaluate import evaluate, plan_of
 from whatwhere.evaluation.run import calibrate
 from whatwhere.files import held
 from whatwhere.images import printable
+from whatwhere.reports.card import per_class, write_card
 from whatwhere.reports.evaluation import write_evaluation
 from whatwhere.training.aids import AIDS
 from whatwhere.training.bank import Grids, fit_bank, general_of, grids_of
@@ -68,7 +71,7 @@ def train(
     Args:
         root: of the data set, as ``open_dataset`` takes it.
         out: folder of the run: ``model.safetensors``, ``run.toml`` with all that was told and measured,
-            ``metrics.csv``, ``report/``. While it is going on, ``state/`` holds what it goes on from.
+            ``metrics.csv``, ``card.md``, ``report/``. While it is going on, ``state/`` holds what it goes on from.
         recipe: what differs from the defaults; None with ``resume`` for that of the run.
         layout: of the data set; by default what the files look like.
         resume: go on with a training that was cut off; it ends as it would have. With a recipe, begins one where
@@ -224,6 +227,8 @@ def beginning(recipe: Recipe, splits: Splits) -> Classifier:
         else:
             name, options = recipe.model, options | _sized(recipe.model, recipe) | head
             network, preprocess = build(name, pretrained=recipe.pretrained, num_classes=k, **options)
+            if name.startswith(PREFIX):
+                options |= configuration(network)
     if recipe.mode == "light" and name == "mlp" and not (folder / RUN).exists():
         raise InputError(
             "the hidden layers of an mlp learn in full mode, --full; light mode trains a last layer alone"
@@ -362,7 +367,7 @@ def _finished(
     watch: Watch,
 ) -> Classifier:
     """Calibrate, measure, and write all down; run.toml comes last, and says that the run is whole."""
-    notes, found = list(splits.notes), {}
+    notes, found, by_class = list(splits.notes), dict[str, Any](), dict[str, Any]()
     try:
         if boxed is not None:
             watch("choosing thresholds", 0, 1)
@@ -372,6 +377,7 @@ def _finished(
             evaluation = evaluate(net, splits.test, plan_of(recipe.methods))
             write_evaluation(evaluation, net, splits.test, out / REPORT)
             found = {name: one.value for name, one in evaluation.classification.items()}
+            by_class = per_class(evaluation, len(net.labels))
             for method in recipe.methods:
                 found |= {f"{method} {name}": one.value for name, one in evaluation.where(method).items()}
     except WhatWhereError as error:  # the weights are worth more than what is measured of them
@@ -384,11 +390,16 @@ def _finished(
             "root": str(task.data),
             "train": len(splits.train),
             "validation": 0 if splits.validation is None else len(splits.validation),
+            "held_out": splits.share,
+            "measured_is_validation": splits.test is not None
+            and splits.validation is not None
+            and {one.name for one in splits.validation.samples} <= {one.name for one in splits.test},
+            "per_class": [int(count) for count in splits.train.targets().sum(0)],
             "notes": notes,
             "unreadable": [printable(why) for why in sorted(splits.unreadable.values())],
         }
         | ({"layout": task.layout} if task.layout else {}),
-        "measured": ({"on": splits.test.name} if splits.test is not None else {})
+        "measured": ({"on": splits.test.name, "date": date.today().isoformat()} if splits.test is not None else {})
         | {name: float(value) for name, value in found.items() if value == value},
         "versions": {
             "python": platform.python_version(),
@@ -396,6 +407,9 @@ def _finished(
             **({"lightning": version("lightning")} if recipe.mode == "full" else {}),
         },
     }
+    if by_class:
+        net.about["by_class"] = by_class
+    write_card(net, out)
     save(net, out)
     cleared(out, whole=True)
     return net
