@@ -9,9 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import warm
+
+from whatwhere.maps import METHODS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -56,6 +59,14 @@ def run(language: str, code: str, names: dict, env: dict[str, str], where: str) 
     return done.stdout
 
 
+@pytest.fixture
+def registry():
+    """The methods; what a page registers is forgotten."""
+    with mock.patch.dict(METHODS):
+        yield
+
+
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_runs(page, commands, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -96,6 +107,5 @@ def test_the_notebook_runs_and_is_small(tmp_path, monkeypatch):
 
 def test_what_machines_read_names_every_page():
     listed = (ROOT / "docs" / "llms.txt").read_text()
-    for page in PAGES:
-        stem = "" if page.stem == "index" else f"{page.stem}/"
-        assert f"({stem or './'})" in listed or f"/{stem})" in listed, page.name
+    for page in [*PAGES, ROOT / "docs" / "tour.ipynb"]:
+        assert f"/whatwhere/{'' if page.stem == 'index' else page.stem + '/'})" in listed, page.name
