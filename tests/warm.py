@@ -1,7 +1,7 @@
 """Programs without their start: a process that has imported torch, and forks for each command that it is asked for.
 
-``python warm.py SOCKET`` listens. A client sends its standard streams, and its arguments and folder as JSON; the answer
-is the exit code. ``CLIENT`` is that client, a ``whatwhere`` for a folder on the PATH.
+``python warm.py SOCKET`` listens. A client sends its standard streams, and its arguments and folder as JSON; the
+answer is the exit code. ``CLIENT`` is that client, a ``whatwhere`` for a folder on the PATH.
 """
 
 import json
