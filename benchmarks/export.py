@@ -1,12 +1,12 @@
-"""What an exported file keeps of a model, what it weighs, and how fast its engine is; in float32 and in 8-bit integers.
+"""What an exported file keeps of a model, what it weighs, how fast its engine is; in float32 and 8-bit integers.
 
     python benchmarks/export.py tune final speed table --data FOLDER --runs FOLDER
 
 The folder holds data sets in layouts that ``whatwhere evaluate`` reads. ``tune`` is what the way to integers was
 chosen by: the embedded network, ranges from training pictures of imagenette, measured on its validation pictures.
 ``final`` measures what was chosen where nothing was: on imagenet-boxes, with ranges from the training pictures of
-imagenette; and, of a light run on the training split of flowers17, on its test split. Top-1, and plain CAM of the true
-class under the half-open protocol, one best threshold of the split for each number. ``speed`` is of batches of
+imagenette; and, of a light run on the training split of flowers17, on its test split. Top-1, and plain CAM of the
+true class under the half-open protocol, one best threshold of the split for each number. ``speed`` is of batches of
 preprocessed images, over PyTorch's plain forward, which gives logits alone where files give class maps too; taken in
 turn, in one process, on ``--threads``.
 
@@ -76,7 +76,9 @@ def file_of(net: whatwhere.Classifier, data: str, kind: str, pictures: Path, run
     return file
 
 
-def classifier_of(net: whatwhere.Classifier, data: str, kind: str, pictures: Path, runs: Path) -> whatwhere.Classifier:
+def classifier_of(
+    net: whatwhere.Classifier, data: str, kind: str, pictures: Path, runs: Path
+) -> whatwhere.Classifier:
     """What runs the file, as a classifier: one of OpenVINO is the ONNX one's, run by the other engine."""
     if FILES[kind] is None:
         return net
@@ -200,9 +202,9 @@ def table() -> str:
         if row["study"] == "speed"
     }
     text = [
-        "`python benchmarks/export.py`; top-1 and boxes in per cent: plain CAM of the true class, half-open boxes, the",
-        "best one threshold of the split for each number. Speed is images a second over PyTorch's plain forward, which",
-        "gives logits alone; the embedded network at 224 x 224, median and quartiles of rounds taken in turn.",
+        "`python benchmarks/export.py`; top-1 and boxes in per cent: plain CAM of the true class, half-open boxes,",
+        "the best one threshold of the split for each number. Speed is images a second over PyTorch's plain forward,",
+        "which gives logits alone; the embedded network at 224 x 224, median and quartiles of rounds taken in turn.",
         "",
         "## Where nothing was chosen",
         "",
@@ -222,8 +224,8 @@ def table() -> str:
         "",
         "## Ways to integers, on the validation pictures of imagenette",
         "",
-        "Agreement is the share of pictures with the float file's most probable class; correlation is of that class's maps.",
-        "Histograms (percentile, entropy) were taken from every fourth picture.",
+        "Agreement is the share of pictures with the float file's most probable class; correlation is of that",
+        "class's maps. Histograms (percentile, entropy) were taken from every fourth picture.",
         "",
         f"| what is of integers | {' | '.join(names)} |",
         "|---|" + "---|" * len(names),

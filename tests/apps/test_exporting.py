@@ -8,8 +8,8 @@ from scenes import boxed_scene, gap_net, plain, scene
 from typer.testing import CliRunner
 
 import whatwhere
-from whatwhere.apps.cli import app
 from whatwhere.annotate.looking import SMALL, settings_for
+from whatwhere.apps.cli import app
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.exported import export
 from whatwhere.classifiers.zoo import build
@@ -71,7 +71,7 @@ def test_a_file_annotates(workers, exported, tmp_path):
     words = ("annotate", root / "data", "--model", root / "model.onnx", "--out", tmp_path / "out")
     result = run(*words, "--workers", workers, "--min-trust", "0")
     assert result.exit_code == 0, result.stderr
-    found = json.loads((tmp_path / "out" / "coco" / "annotations.json").read_text())
+    found = json.loads((tmp_path / "out" / "coco" / "instances.json").read_text())
     assert len(found["images"]) == 3
     names = {one["id"]: one["name"] for one in found["categories"]}
     said = {names[one["category_id"]] for one in found["annotations"]}
@@ -82,7 +82,9 @@ def test_no_other_engine_is_chosen_for_a_file(exported, tmp_path):
     _, root = exported
     again = whatwhere.load(root / "model.onnx")
     assert settings_for(again, images=SMALL).backend == "torch"
-    result = run("annotate", root / "data", "--model", root / "model.onnx", "--out", tmp_path, "--backend", "openvino")
+    result = run(
+        "annotate", root / "data", "--model", root / "model.onnx", "--out", tmp_path, "--backend", "openvino"
+    )
     assert result.exit_code == 2
     assert "choose no other engine" in result.stderr
 

@@ -12,7 +12,7 @@ from scenes import gap_net, plain, scene
 import whatwhere
 from whatwhere.classifiers.exported import export, runner
 from whatwhere.classifiers.int8 import agreement_of, correlation_of, pictures_in
-from whatwhere.errors import DataError, InputError, UnsupportedError
+from whatwhere.errors import DataError, InputError
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -47,9 +47,7 @@ def test_it_says_about_the_same(to, suffix, uint8, folder, tmp_path):
     assert (found.calibrated, found.compared) == (8, 3)
     assert found.is_close
     weights = [file.with_suffix(".bin") for file in files]
-    sizes = [
-        sum(one.stat().st_size for one in pair if one.is_file()) for pair in zip(files, weights, strict=True)
-    ]
+    sizes = [sum(one.stat().st_size for one in pair if one.is_file()) for pair in zip(files, weights, strict=True)]
     assert [found.before, found.after] == pytest.approx(sizes, rel=0.02)  # what was measured goes into the file too
     pictures = pictures_in(folder, net.preprocess, uint8)
     said = [[run(pictures.read(one)) for one in pictures.compared] for run in map(runner, files)]

@@ -57,6 +57,10 @@ def export(
     for shape, errors in made.errors.items():
         said = ", ".join(f"{name} {error:.1e}{' px' if name == 'box' else ''}" for name, error in errors.items())
         stdout.print(f"differs from PyTorch on {' x '.join(map(str, shape))}: {said}", highlight=False)
+    if not made.meta["any_size"]:
+        size = " x ".join(map(str, net.preprocess.size))
+        note = f"takes images of {size} alone, as its layers depend on the size; with --uint8, pictures of any size"
+        stderr.print(f"[yellow]note[/] {note}", highlight=False, soft_wrap=True)
     if found := made.quantized:
         sizes = f"{found.before / 1e6:.1f} MB -> {found.after / 1e6:.1f} MB"
         maps = "" if found.correlation is None else f", map correlation {found.correlation:.3f}"

@@ -49,7 +49,7 @@ class Exported:
         sidecar: the JSON beside it, with all that belongs to the weights.
         meta: what is in that.
         errors: by the shape of a batch of photographs, the largest difference of each output from PyTorch's: of the
-            largest value, or of 1 where all are smaller; of a box, in pixels. Of the float graph, where it was quantized.
+            largest value, or of 1 where all are smaller; of a box, in pixels. Of a quantized graph, the float one's.
         quantized: how the graph of integers differs from the float one; None where it is float.
     """
 

@@ -1,7 +1,7 @@
 """An ONNX graph of float32 -> the same of 8-bit integers, its ranges measured on pictures; and how far the two agree.
 
-Post-training quantization (Jacob et al. 2018): weights by channel, symmetric; activations by tensor, from the least to
-the largest value seen. Each is written as a pair of QuantizeLinear and DequantizeLinear, which engines fold into
+Post-training quantization (Jacob et al. 2018): weights by channel, symmetric; activations by tensor, from the least
+to the largest value seen. Each is written as a pair of QuantizeLinear and DequantizeLinear, which engines fold into
 integer kernels.
 """
 
@@ -95,7 +95,7 @@ def pictures_in(folder: str | os.PathLike[str], preprocess: Preprocess, uint8: b
     if not found:
         raise DataError(f"{printable(folder)}: no image files in this folder to take ranges from")
     files = [found[i] for i in np.linspace(0, len(found) - 1, min(len(found), PICTURES)).round().astype(int)]
-    compared = files[:: _COMPARED_EVERY]
+    compared = files[::_COMPARED_EVERY]
     return Pictures([file for file in files if file not in set(compared)] or files, compared, preprocess, uint8)
 
 
