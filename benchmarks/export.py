@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="with one, no engine's threads spin beside another's")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()

@@ -118,7 +118,7 @@ def export(
             run = runner(written)
             errors = {tuple(batch.shape): _errors(net, whole, graphed, run, batch) for batch in batches}
         _check(net, to, errors)
-        if pictures is not None:
+        if pictures is not None and isinstance(graph, bytes):
             with _blamed(net, to):
                 meta, quantized = _quantized(graph, pictures, run, written, to, meta)
         told.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -142,7 +142,8 @@ def runner(file: Path) -> Callable[[np.ndarray], list[np.ndarray]]:
     if file.suffix == ".xml":
         with extra("export", "running an OpenVINO file"):
             openvino = import_openvino()
-        model = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        model = openvino.Core().compile_model(str(file), "CPU", settings)
         return lambda images: [np.array(output) for output in model(images).values()]
     return on_onnx(file)
 
@@ -157,6 +158,8 @@ def on_onnx(model: Path | bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    # its threads must not go on spinning while torch works on what they gave
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     return lambda images: list(session.run(None, {given.name: images}))
@@ -199,6 +202,8 @@ def _checked(path: Path, to: To, threshold: float, both: bool) -> Path:
         raise InputError(f"a file of {to} ends with {SUFFIXES[to]}, got {printable(path)}")
     if not path.parent.is_dir():
         raise InputError(f"{printable(path.parent)}: no such folder to write {path.name} to")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{printable(path.parent)}: this folder cannot be written to")
     for one in (path, *_others(path)):
         if one.is_dir():
             raise InputError(f"{printable(one)}: a folder has this name; choose another")

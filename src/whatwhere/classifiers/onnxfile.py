@@ -71,10 +71,10 @@ class OnnxNet(nn.Module):
         self.register_buffer("digest", torch.tensor(list(str(meta["digest"]).encode()), dtype=torch.uint8))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "run": None}  # an engine stays where it is
+        return {**self.__dict__, "run": None}  # an engine stays where it is
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        self.__dict__.update(state)
         self.run = on_onnx(self.model)
 
     def forward(self, images: Images) -> Logits:
