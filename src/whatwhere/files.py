@@ -23,6 +23,23 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def together(*paths: Path) -> Iterator[list[Path]]:
+    """Places to write files to that belong together; they take their names when all are done, and none if one fails.
+
+    Whenever the process ends, the last of them is there with the others that were written with it, or is not there.
+
+    Args:
+        paths: in one folder; the last is the one that readers open first. What has these names is written over.
+    """
+    with tempfile.TemporaryDirectory(dir=paths[-1].parent, prefix=".whatwhere-") as scratch:
+        written = [Path(scratch, path.name) for path in paths]
+        yield written
+        paths[-1].unlink(missing_ok=True)  # it would be found beside what is not its own
+        for file, path in zip(written, paths, strict=True):
+            file.replace(path)
+
+
+@contextmanager
 def lasting(path: Path) -> Iterator[Path]:
     """As ``aside``, of a file that stays if the power fails next: its bytes reach the disk before its name does.
 

@@ -12,12 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import gap_net, plain
 
+import whatwhere
 from whatwhere.classifiers.exported import export
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def sigmoid(photos, tmp_path_factory):
+    """A small network of several classes a picture, and the probability of the most probable one."""
+    folder = tmp_path_factory.mktemp("sigmoid")
+    net = whatwhere.load(gap_net(), preprocess=plain((24, 40)), activation="sigmoid")
+    export(net, folder / "model.onnx", threshold=0.25, uint8=True, box=True)
+    shutil.copyfile(photos[0], folder / "picture.jpg")
+    (one,) = whatwhere.explain(net, photos[0])
+    return folder, one.probability
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +55,16 @@ def test_in_python(folder):
     assert pixels(folder / "seen.png").shape == pixels(folder / "picture.jpg").shape
 
 
-def test_in_the_browser(folder, tmp_path):
+def test_sigmoid_in_python(sigmoid):
+    folder, probability = sigmoid
+    words = [sys.executable, str(EXAMPLES / "where.py"), "model.onnx", "picture.jpg", "seen.png"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split("%")[0].split()[-1]) / 100 == pytest.approx(probability, abs=0.02)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_in_the_browser(activation, folder, sigmoid, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     chromium, npm = shutil.which("chromium"), shutil.which("npm")
     if not chromium or not npm:
@@ -54,6 +76,8 @@ def test_in_the_browser(folder, tmp_path):
         pytest.skip("npm cannot fetch onnxruntime-web")
     with tarfile.open(tmp_path / packed.stdout.strip()) as archive:
         archive.extractall(tmp_path, filter="data")
+    is_sigmoid = activation == "sigmoid"
+    folder, probability = sigmoid if is_sigmoid else (folder, None)
     (tmp_path / "package" / "dist").rename(folder / "ort")
     shutil.copyfile(EXAMPLES / "where.html", folder / "index.html")
     handler = functools.partial(Quiet, directory=folder)
@@ -71,8 +95,12 @@ def test_in_the_browser(folder, tmp_path):
             browser.close()
         server.shutdown()
     assert not faults
-    *label, x0, y0, x1, y1 = said.split()
+    *label, odds, x0, y0, x1, y1 = said.split()
+    if is_sigmoid:
+        assert float(odds.rstrip("%")) / 100 == pytest.approx(probability, abs=0.02)
+        return
     assert " ".join(label) == "Egyptian cat"
+    assert 70 < float(odds.rstrip("%")) < 90
     assert np.abs(np.array([x0, y0, x1, y1], float) - [40, 0, 401, 300]).max() <= 3
     seen, plain = pixels(folder / "seen-in-browser.png"), pixels(folder / "picture.jpg")
     redder = (seen - plain)[..., 0] - (seen - plain)[..., 2]

@@ -17,6 +17,7 @@ from whatwhere.annotate.rows import Row, failed_row, rows_of
 from whatwhere.annotate.sources import Item
 from whatwhere.classifiers.classifier import Backend, Classifier
 from whatwhere.classifiers.hooked import HookedClassifier
+from whatwhere.classifiers.onnxfile import OnnxClassifier
 from whatwhere.errors import DataError, InputError, UnsupportedError
 from whatwhere.explanation import Explanation, explain_inputs, find_method, threshold_of
 from whatwhere.geometry import Frame
@@ -104,7 +105,7 @@ def settings_for(
 
 def _fastest(net: Classifier, method: str, images: int) -> Runs:
     """ONNX Runtime, else OpenVINO, for class maps out of the graph on a CPU; torch for all else."""
-    if method != "cam" or net.device.type != "cpu" or images < SMALL:
+    if method != "cam" or net.device.type != "cpu" or images < SMALL or isinstance(net, OnnxClassifier):
         return "torch"
     for backend in ("onnxruntime", "openvino"):
         if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", backend)):

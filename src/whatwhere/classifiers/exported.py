@@ -25,8 +25,9 @@ from whatwhere.classifiers.compiled import Look, noise_of
 from whatwhere.classifiers.engines import import_openvino, part_of, plain_mode, quiet
 from whatwhere.classifiers.graph import Pixels, Whole
 from whatwhere.classifiers.hooked import HookedClassifier
+from whatwhere.classifiers.int8 import Pictures, Quantized, agreement_of, correlation_of, pictures_in, quantize
 from whatwhere.errors import InputError, UnsupportedError, WhatWhereError, extra
-from whatwhere.files import aside
+from whatwhere.files import together
 from whatwhere.images import Photo, open_photo, printable
 
 To = Literal["onnx", "openvino", "pt2"]
@@ -48,13 +49,15 @@ class Exported:
         sidecar: the JSON beside it, with all that belongs to the weights.
         meta: what is in that.
         errors: by the shape of a batch of photographs, the largest difference of each output from PyTorch's: of the
-            largest value, or of 1 where all are smaller; of a box, in pixels.
+            largest value, or of 1 where all are smaller; of a box, in pixels. Of a quantized graph, the float one's.
+        quantized: how the graph of integers differs from the float one; None where it is float.
     """
 
     file: Path
     sidecar: Path
     meta: dict[str, Any]
     errors: dict[tuple[int, ...], dict[str, float]]
+    quantized: Quantized | None = None
 
 
 def export(
@@ -66,6 +69,7 @@ def export(
     uint8: bool = False,
     box: bool = False,
     features: bool = False,
+    int8: str | os.PathLike[str] | None = None,
 ) -> Exported:
     """Write a classifier as one graph: images -> logits (b k), class maps (b k y x) and, with ``box``, box (b 4).
 
@@ -82,10 +86,13 @@ def export(
         uint8: take 8-bit RGB pixels (b H W 3) of any size, resized and normalized in the graph, instead of (b d h w).
         box: the most probable class's box too, in pixels of what the graph takes; see ``graph.box_of``.
         features: logits and features (b c y x) instead, of networks that have no class maps.
+        int8: a folder of pictures like those it will see, from which the ranges of 8-bit integers are taken; the
+            float graph is checked as ever, and how far the other agrees with it is measured. For onnx and openvino.
 
     Raises:
-        InputError: an unknown format, a file of another suffix, a threshold outside [0, 1), or ``box`` with
-            ``features``.
+        InputError: an unknown format, a file of another suffix, a threshold outside [0, 1), ``box`` with
+            ``features``, or ``int8`` with pt2 or without such a folder.
+        DataError: no picture in that folder, or one that cannot be read.
         MissingExtraError: what writes or runs the format is not installed.
         UnsupportedError: the logits are not linear in pooled features (without ``features``); the network cannot be
             exported; what was made of it does not say what the network says. No file is left then.
@@ -93,24 +100,29 @@ def export(
     path = _checked(Path(file), to, threshold, box and features)
     if net.device.type != "cpu":
         raise UnsupportedError(f"files are made on the CPU, and {net.name} is on {net.device}; move it there")
+    if int8 is not None and to == "pt2":
+        raise InputError("int8 is for onnx and openvino; a .pt2 is float32")
+    pictures = None if int8 is None else pictures_in(int8, net.preprocess, uint8)
     whole, graphed = _graph_of(net, threshold, uint8, box, features)
     with _blamed(net, to), plain_mode(), undisturbed(net.network):
         batches = batches_for(net, uint8)
         program, is_open = _program(whole, batches[0])
     if not is_open:
         batches = [batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]]
-    meta = _meta_of(net, to, whole, threshold, uint8, is_open)
-    sidecar = path.with_name(f"{path.name}.json")
-    with aside(sidecar) as told, aside(path) as written:
+    meta, quantized = _meta_of(net, to, whole, threshold, uint8, is_open), None
+    sidecar = _sidecar(path)
+    with together(*_others(path), path) as (*_, told, written):
         with _blamed(net, to):
-            _write(program, written, to, whole.names, meta)
+            graph = program if to == "pt2" else _onnx_of(program, whole.names, meta)
+            _write(graph, written, to, meta)
             run = runner(written)
             errors = {tuple(batch.shape): _errors(net, whole, graphed, run, batch) for batch in batches}
         _check(net, to, errors)
+        if pictures is not None and isinstance(graph, bytes):
+            with _blamed(net, to):
+                meta, quantized = _quantized(graph, pictures, run, written, to, meta)
         told.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        if to == "openvino":
-            written.with_suffix(".bin").replace(path.with_suffix(".bin"))
-    return Exported(path, sidecar, meta, errors)
+    return Exported(path, sidecar, meta, errors, quantized)
 
 
 def runner(file: Path) -> Callable[[np.ndarray], list[np.ndarray]]:
@@ -130,13 +142,25 @@ def runner(file: Path) -> Callable[[np.ndarray], list[np.ndarray]]:
     if file.suffix == ".xml":
         with extra("export", "running an OpenVINO file"):
             openvino = import_openvino()
-        model = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        model = openvino.Core().compile_model(str(file), "CPU", settings)
         return lambda images: [np.array(output) for output in model(images).values()]
+    return on_onnx(file)
+
+
+def on_onnx(model: Path | bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """An ONNX model in ONNX Runtime, on as many threads as torch has now: images -> the outputs.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+    """
     with extra("export", "running an ONNX file"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    # its threads must not go on spinning while torch works on what they gave
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     return lambda images: list(session.run(None, {given.name: images}))
 
@@ -178,8 +202,11 @@ def _checked(path: Path, to: To, threshold: float, both: bool) -> Path:
         raise InputError(f"a file of {to} ends with {SUFFIXES[to]}, got {printable(path)}")
     if not path.parent.is_dir():
         raise InputError(f"{printable(path.parent)}: no such folder to write {path.name} to")
-    if path.is_dir():
-        raise InputError(f"{printable(path)}: a folder has this name; choose another")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{printable(path.parent)}: this folder cannot be written to")
+    for one in (path, *_others(path)):
+        if one.is_dir():
+            raise InputError(f"{printable(one)}: a folder has this name; choose another")
     if not 0 <= threshold < 1:
         raise InputError(f"in a graph a threshold is a share of the maximum in [0, 1), got {threshold}")
     if both:
@@ -193,6 +220,16 @@ def _checked(path: Path, to: To, threshold: float, both: bool) -> Path:
             else:
                 import onnxruntime  # noqa: F401
     return path
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _others(path: Path) -> list[Path]:
+    """What is written beside a graph; the sidecar is last."""
+    weights = [path.with_suffix(".bin")] if path.suffix == SUFFIXES["openvino"] else []
+    return [*weights, _sidecar(path)]
 
 
 def _graph_of(
@@ -268,23 +305,68 @@ def _pads_by_size(whole: Whole) -> bool:
     return any(type(module).__name__.endswith("Same") for module in whole.modules())
 
 
-def _write(program: Any, file: Path, to: To, names: Sequence[str], meta: dict[str, Any]) -> None:
+def _onnx_of(program: torch.export.ExportedProgram, names: Sequence[str], meta: dict[str, Any]) -> bytes:
     with plain_mode(), quiet():
-        if to == "pt2":
-            torch.export.save(program, file, extra_files={f"{KEY}.json": json.dumps(meta)})
-            return
         made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=[*names])
         assert made is not None
         made.model.metadata_props[KEY] = json.dumps(meta)
         _name_axes(made.model.graph, _axes_of(meta))
-        model = part_of(made.model, range(len(names)))
-        if to == "onnx":
-            file.write_bytes(model)
-            return
-        openvino = import_openvino()
-        graph = openvino.Core().read_model(model, b"")
-        graph.set_rt_info(json.dumps(meta), KEY)
-        openvino.save_model(graph, str(file), compress_to_fp16=False)
+        return part_of(made.model, range(len(names)))
+
+
+def _write(graph: Any, file: Path, to: To, meta: dict[str, Any]) -> None:
+    """An exported program, or an ONNX model's bytes, as a file."""
+    with plain_mode(), quiet():
+        if to == "pt2":
+            torch.export.save(graph, file, extra_files={f"{KEY}.json": json.dumps(meta)})
+        elif to == "onnx":
+            file.write_bytes(graph)
+        else:
+            openvino = import_openvino()
+            model = openvino.Core().read_model(graph, b"")
+            model.set_rt_info(json.dumps(meta), KEY)
+            openvino.save_model(model, str(file), compress_to_fp16=False)
+
+
+def _quantized(
+    graph: bytes,
+    pictures: Pictures,
+    run: Callable[[np.ndarray], list[np.ndarray]],
+    file: Path,
+    to: To,
+    meta: dict[str, Any],
+) -> tuple[dict[str, Any], Quantized]:
+    """Write over a float file what becomes of it in integers; what goes along with that, and how far they agree."""
+    import onnx
+
+    own, before = [run(pictures.read(one)) for one in pictures.compared], _bytes_of(file)
+    model = onnx.load_from_string(quantize(graph, pictures))
+    meta = meta | {"digest": f"sha256:{hashlib.sha256(model.graph.SerializeToString()).hexdigest()}"}
+
+    def write() -> None:
+        for one in (file, *_others(file)):
+            one.unlink(missing_ok=True)  # an engine that runs the old one may have it in its memory's map
+        onnx.helper.set_model_props(model, {KEY: json.dumps(meta)})
+        _write(model.SerializeToString(), file, to, meta)
+
+    write()
+    again = runner(file)
+    others = [again(pictures.read(one)) for one in pictures.compared]
+    found = Quantized(
+        len(pictures.calibrated),
+        len(pictures.compared),
+        agreement_of(own, others),
+        correlation_of(own, others) if "maps" in meta["outputs"] else None,
+        before,
+        _bytes_of(file),
+    )
+    meta = meta | {"int8": asdict(found)}
+    write()
+    return meta, found
+
+
+def _bytes_of(file: Path) -> int:
+    return sum(one.stat().st_size for one in (file, file.with_suffix(".bin")) if one.is_file())
 
 
 def _meta_of(net: Classifier, to: To, whole: Whole, threshold: float, uint8: bool, is_open: bool) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whatwhere.classifiers.classifier import Linear
-from whatwhere.classifiers.exported import KEY, runner
+from whatwhere.classifiers.classifier import Backend, Linear
+from whatwhere.classifiers.compiled import CompiledClassifier
+from whatwhere.classifiers.exported import KEY, on_onnx
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.labels import Labels
 from whatwhere.classifiers.split import SplitClassifier
@@ -34,6 +35,16 @@ class OnnxClassifier(SplitClassifier):
         bias = self.network.bias
         return Linear(torch.eye(len(bias)), bias) if channels == len(bias) else None  # type: ignore[arg-type]
 
+    def compiled(
+        self, backend: Backend = "onnxruntime", dtype: torch.dtype = torch.float32, *, kept: Path | None = None
+    ) -> CompiledClassifier:
+        """None here.
+
+        Raises:
+            UnsupportedError: always; says what to do.
+        """
+        raise UnsupportedError(f"{self.name} is a file, which ONNX Runtime runs as it is; choose no other engine")
+
     @property
     def inner(self) -> nn.Module:
         """None here.
@@ -51,12 +62,20 @@ class OnnxNet(nn.Module):
 
     def __init__(self, file: Path, meta: dict[str, object], preprocess: Preprocess) -> None:
         super().__init__()
-        self.run, self.uint8, self.preprocess = runner(file), bool(meta["uint8"]), preprocess
+        self.model = file.read_bytes()
+        self.run, self.uint8, self.preprocess = on_onnx(self.model), bool(meta["uint8"]), preprocess
         noise = torch.rand(1, len(preprocess.mean), *preprocess.size, generator=torch.Generator().manual_seed(0))
         logits, maps = self._outputs(noise)
         # of the file, so that a fingerprint of the weights tells two files apart
         self.register_buffer("bias", (logits - maps.flatten(2).mean(2))[0])
         self.register_buffer("digest", torch.tensor(list(str(meta["digest"]).encode()), dtype=torch.uint8))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "run": None}  # an engine stays where it is
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.run = on_onnx(self.model)
 
     def forward(self, images: Images) -> Logits:
         """As the file says them: (b k)."""
