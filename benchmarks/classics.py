@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rows import Rows
 from timing import machine
 
 from whatwhere.apps.memory import keep_freed_memory
@@ -29,10 +30,11 @@ from whatwhere.training.folder import REPORT
 from whatwhere.training.recipe import Recipe
 
 HERE = Path(__file__).parent
-ROWS, TABLE = HERE / "classics.csv", HERE / "classics.md"
+TABLE = HERE / "classics.md"
 DATA = ("flowers17", "cub60", "tiny-imagenet")
 CENTRE = "centre Gaussian"
 FIELDS = ["data", "what", "top-1", "MaxBoxAccV2", CENTRE, "method", "minutes", "machine"]
+ROWS = Rows(HERE / "classics.csv", FIELDS)
 A_CLASS = 50
 """Training pictures of tiny-imagenet."""
 
@@ -117,24 +119,6 @@ def data_at(data: str, root: Path, folder: Path) -> Path:
     return place
 
 
-def rows() -> list[dict[str, str]]:
-    """What is measured."""
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def add(row: dict[str, object]) -> None:
-    """One more of what is measured."""
-    with ROWS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row, flush=True)
-
-
 def trained() -> Iterator[dict[str, str]]:
     """The pretrained network on the other data, as the study of training has measured it; means over its seeds."""
     with (HERE / "training.csv").open(newline="") as file:
@@ -152,7 +136,7 @@ def trained() -> Iterator[dict[str, str]]:
 
 def table() -> str:
     """A row a model, columns a data set."""
-    found = {(row["data"], row["what"]): row for row in [*trained(), *rows()]}
+    found = {(row["data"], row["what"]): row for row in [*trained(), *ROWS.all()]}
     head = [f"{data} {name}" for data in DATA for name in ("top-1", "MaxBoxAccV2", "minutes")]
     text = [f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     for what in RECIPES:
@@ -165,10 +149,10 @@ def table() -> str:
         text.append(f"| {what} | {' | '.join(cells)} |")
     cells = []
     for data in DATA:
-        several = [row[CENTRE] for row in rows() if row["data"] == data and row[CENTRE]]
+        several = [row[CENTRE] for row in ROWS.all() if row["data"] == data and row[CENTRE]]
         cells += ["", f"{float(several[0]):.1f}" if several else "", ""]
     text.append(f"| a Gaussian at the centre | {' | '.join(cells)} |")
-    return "\n".join([*text, "", *sorted({row["machine"] for row in rows()})])
+    return "\n".join([*text, "", *sorted({row["machine"] for row in ROWS.all()})])
 
 
 def main() -> None:
@@ -180,11 +164,11 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     options.runs.mkdir(parents=True, exist_ok=True)
-    known = {(row["data"], row["what"]) for row in rows()}
+    known = {(row["data"], row["what"]) for row in ROWS.all()}
     for run in runs():
         if run[:2] in known or not all(any(word in part for part in run[:2]) for word in options.only):
             continue
-        add(do(run, options.data, options.runs))
+        ROWS.add(do(run, options.data, options.runs))
     text = TABLE.read_text().partition("\n| |")[0] if TABLE.exists() else "# The classics beside networks\n"
     TABLE.write_text(f"{text}\n{table()}\n")
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rows import Rows
 from timing import in_turn, machine, ratios
 from training import FEW, FULL, LIGHT, SEEDS, cell, data_at
 
@@ -37,9 +38,10 @@ from whatwhere.training.loop import Fitting, rates
 from whatwhere.training.objective import measured, prior_of
 
 HERE = Path(__file__).parent
-ROWS, TABLE = HERE / "dfl.csv", HERE / "dfl.md"
+TABLE = HERE / "dfl.md"
 KEPT = ("epoch 1", "epoch 3", "end")
 FIELDS = ["data", "schedule", "tap", "what", "start", "seed", *KEPT, "machine"]
+ROWS = Rows(HERE / "dfl.csv", FIELDS)
 STREAMS = {"P": (0, 1, 0), "G + P": (1, 1, 0), "G + P + side": (1, 1, 0.1)}
 TAPS = {"cub60": ("blocks.6", "blocks.5"), "pets37": ("blocks.6", "blocks.5"), "grey": ("blocks.6",)}
 """Layers that the filters read: the default, and the block before it."""
@@ -197,18 +199,10 @@ def step(root: Path) -> None:
     print(f"{machine()}\nstep with the bank / without: {middle:.3f} ({low:.3f} to {high:.3f})")
 
 
-def rows() -> list[dict[str, str]]:
-    """What is measured."""
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def table() -> str:
     """Means and standard deviations over seeds."""
     several: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows():
+    for row in ROWS.all():
         several.setdefault(tuple(row[name] for name in ("data", "schedule", "what", "tap", "start")), []).append(row)
     text = [
         "Top-1 on the test split in per cent, means and standard deviations over seeds (`python benchmarks/dfl.py`).",
@@ -221,7 +215,7 @@ def table() -> str:
         same = several[data, schedule, what, tap, start]
         cells = [cell([float(row[name]) for row in same]) if same[0][name] else "" for name in KEPT]
         text.append(f"| {data} | {schedule} | {what} | {tap} | {start} | {len(same)} | {' | '.join(cells)} |")
-    return "\n".join([*text, "", f"Machine: {', '.join(sorted({row['machine'] for row in rows()}))}", ""])
+    return "\n".join([*text, "", f"Machine: {', '.join(sorted({row['machine'] for row in ROWS.all()}))}", ""])
 
 
 def main() -> None:
@@ -237,7 +231,7 @@ def main() -> None:
     if options.study in {"step", "patches"}:
         step(options.data) if options.study == "step" else on_the_animal(options.data, options.runs)
         return
-    known = {tuple(row[name] for name in ("data", "schedule", "tap", "what", "start", "seed")) for row in rows()}
+    known = {tuple(row[name] for name in ("data", "schedule", "tap", "what", "start", "seed")) for row in ROWS.all()}
     schedule = "full" if options.study == "full" else "light"
     for data in {"light": ("cub60", "pets37"), "full": tuple(FULLY), "grey": ("grey",), "table": ()}[options.study]:
         root = grey(options.runs / "data-grey") if data == "grey" else data_at(data, options.data, options.runs)
@@ -258,12 +252,7 @@ def main() -> None:
         if not missing:
             continue
         for row in (full if schedule == "full" else light)(data, root, options.runs, missing):
-            with ROWS.open("a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(row)
-            print(row, flush=True)
+            ROWS.add(row)
     TABLE.write_text(table())
 
 

@@ -14,7 +14,6 @@ Rows go to ``export.csv`` as they come, and are not done again; ``table`` makes 
 """
 
 import argparse
-import csv
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import CalibrationMethod
+from rows import Rows
 from timing import in_turn, machine, ratios
 
 import whatwhere
@@ -34,7 +34,7 @@ from whatwhere.training.fit import train
 from whatwhere.training.recipe import Recipe
 
 HERE = Path(__file__).parent
-ROWS, TABLE = HERE / "export.csv", HERE / "export.md"
+TABLE = HERE / "export.md"
 WHERE = {
     "MaxBoxAccV2": "MaxBoxAccV2",
     "IoU .3": "MaxBoxAccV2 0.3",
@@ -45,6 +45,7 @@ FIELDS = [
     *("study", "data", "file", "images", "MB", "top-1", *WHERE, "agreement", "map correlation"),
     *("batch", "speed", "low", "high", "machine"),
 ]
+ROWS = Rows(HERE / "export.csv", FIELDS)
 FILES: dict[str, tuple[To, bool] | None] = {
     "PyTorch float32": None,
     "ONNX float32": ("onnx", False),
@@ -91,7 +92,7 @@ def classifier_of(
 
 
 def final(root_of: Path, runs: Path) -> None:
-    known = {(row["study"], row["data"], row["file"]) for row in rows()}
+    known = {(row["study"], row["data"], row["file"]) for row in ROWS.all()}
     for data, split, pictures in REPORTED:
         net, dataset = network_of(data, root_of, runs), open_dataset(root_of / data, split)
         for kind in FILES:
@@ -103,7 +104,10 @@ def final(root_of: Path, runs: Path) -> None:
                 file = file_of(net, data, kind, root_of / pictures, runs)
                 weights = [other for other in (file, file.with_suffix(".bin")) if other.is_file()]
                 numbers["MB"] = round(sum(other.stat().st_size for other in weights) / 1e6, 1)
-            add({"study": "final", "data": data, "file": kind, "images": len(dataset), **numbers})
+            ROWS.add(
+                {"study": "final", "data": data, "file": kind, "images": len(dataset), **numbers}
+                | {"machine": machine()}
+            )
 
 
 def measured(net: whatwhere.Classifier, dataset: whatwhere.datasets.Dataset) -> dict[str, float]:
@@ -132,7 +136,7 @@ def tune(root_of: Path, runs: Path) -> None:
         "all, percentile 99.99": percentile | {"extra_options": {"CalibPercentile": 99.99}},
         "all, entropy": {"calibrate_method": CalibrationMethod.Entropy},
     }
-    known = {(row["study"], row["file"]) for row in rows()}
+    known = {(row["study"], row["file"]) for row in ROWS.all()}
     pictures = pictures_in(train_pictures, net.preprocess, uint8=False)
     seen = [pictures.read(sample.path) for sample in dataset]
     own = [runner(file)(images) for images in seen]
@@ -146,7 +150,10 @@ def tune(root_of: Path, runs: Path) -> None:
         numbers["agreement"] = round(100 * agreement_of(own, others), 2)
         numbers["map correlation"] = round(correlation_of(own, others), 4)
         numbers["MB"] = round(made.stat().st_size / 1e6, 1)
-        add({"study": "tune", "data": "imagenette", "file": name, "images": len(dataset), **numbers})
+        ROWS.add(
+            {"study": "tune", "data": "imagenette", "file": name, "images": len(dataset), **numbers}
+            | {"machine": machine()}
+        )
 
 
 def fewer(pictures, options):
@@ -175,27 +182,14 @@ def speed(root_of: Path, runs: Path, rounds: int) -> None:
         for kind in engines:
             middle, low, high = ratios({"one": seconds["PyTorch float32"], "other": seconds[kind]}, "other")["one"]
             numbers = {"speed": round(middle, 2), "low": round(low, 2), "high": round(high, 2)}
-            add({"study": "speed", "data": "imagenette", "file": kind, "batch": batch, **numbers})
-
-
-def rows() -> list[dict[str, str]]:
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def add(row: dict[str, object]) -> None:
-    with ROWS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row | {"machine": machine()})
-    print(row, flush=True)
+            ROWS.add(
+                {"study": "speed", "data": "imagenette", "file": kind, "batch": batch, **numbers}
+                | {"machine": machine()}
+            )
 
 
 def table() -> str:
-    found = rows()
+    found = ROWS.all()
     speeds = {
         (row["file"], row["batch"]): f"{row['speed']} ({row['low']} to {row['high']})"
         for row in found

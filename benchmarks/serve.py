@@ -1,8 +1,9 @@
-"""A server under load: 64 clients, some of them wrong, beside the library at the same batch.
+"""A server under load: 64 clients, some of them wrong, in turn with the library at the same batch.
 
-    python benchmarks/serve.py [--seconds 300] [--clients 64] [--malformed 0.01]
+    python benchmarks/serve.py [--seconds 60] [--rounds 5] [--clients 64] [--malformed 0.01]
 
-Writes serve.csv: a row a half minute (answers, errors that no document names, memory of the server), and serve.md.
+Writes serve.csv: a row a round (the library's rate before it, answers, errors that no document names, memory of the
+server), and serve.md.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import os
 import random
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +21,8 @@ import urllib.request
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
+
+from timing import machine
 
 HERE = Path(__file__).parent
 DOCUMENTED = {200, 413, 415, 422, 429, 503}
@@ -74,30 +78,29 @@ async def client(port, until, share, seed, counts):
     writer.close()
 
 
-async def load(port, pid, told, rows):
+async def load(port, told, number):
+    """What was answered within the time, and in all: the last questions are answered after it."""
     counts, begin = Counter(), time.monotonic()
-    until = begin + told.seconds
-    clients = [asyncio.create_task(client(port, until, told.malformed, seed, counts)) for seed in range(told.clients)]
-    before, last = Counter(), begin
-    while time.monotonic() < until:
-        await asyncio.sleep(min(30.0, max(0.0, until - time.monotonic())))
-        now, some = time.monotonic(), Counter(counts)
-        some.subtract(before)
-        rows.append(
-            {
-                "seconds": round(now - begin),
-                "answers_per_s": round(some[200] / (now - last), 2),
-                "answers": counts[200],
-                "refusals": sum(counts[status] for status in DOCUMENTED - {200}),
-                "undocumented": sum(n for status, n in counts.items() if status not in DOCUMENTED | {"unexpected"}),
-                "unexpected": counts["unexpected"],
-                "resident_MB": resident(pid),
-            }
-        )
-        print(rows[-1], flush=True)
-        before, last = Counter(counts), now
+    until, seeds = begin + told.seconds, range(number * told.clients, (number + 1) * told.clients)
+    clients = [asyncio.create_task(client(port, until, told.malformed, seed, counts)) for seed in seeds]
+    await asyncio.sleep(told.seconds)
+    within = counts[200] / (time.monotonic() - begin)
     await asyncio.gather(*clients)
-    return counts
+    return within, counts
+
+
+def row_of(number, alone, within, counts, pid):
+    return {
+        "round": number + 1,
+        "library_per_s": round(alone, 2),
+        "answers_per_s": round(within, 2),
+        "ratio": round(within / alone, 3),
+        "answers": counts[200],
+        "refusals": sum(counts[status] for status in DOCUMENTED - {200}),
+        "undocumented": sum(n for status, n in counts.items() if status not in DOCUMENTED | {"unexpected"}),
+        "unexpected": counts["unexpected"],
+        "resident_MB": resident(pid),
+    }
 
 
 def resident(pid):
@@ -132,20 +135,20 @@ print(n / (time.perf_counter() - begin))
 
 
 def main():
-    """Library, server, library: what the machine does meanwhile shows in the two."""
+    """Library, server, library, server: a machine that is slower for a while is so for both."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seconds", type=float, default=60, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--malformed", type=float, default=0.01)
     parser.add_argument("--out", type=Path, default=HERE)
     told = parser.parse_args()
-    alone = [library(min(30, told.seconds / 4))]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "whatwhere", "serve", "--no-page", "--port", str(port), "--batch", str(BATCH)]
     server = subprocess.Popen(command)
-    rows: list[dict[str, float]] = []
+    rows, counts = [], Counter()
     try:
         for _ in range(600):
             try:
@@ -153,14 +156,18 @@ def main():
                 break
             except OSError:
                 time.sleep(0.2)
-        counts = asyncio.run(load(port, server.pid, told, rows))
+        for number in range(told.rounds):
+            alone = library(told.seconds / 2)
+            within, some = asyncio.run(load(port, told, number))
+            rows.append(row_of(number, alone, within, some, server.pid))
+            counts += some
+            print(rows[-1], flush=True)
         begin = time.monotonic()
     finally:
         server.terminate()
         server.wait()
     stopped = time.monotonic() - begin
-    alone.append(library(min(30, told.seconds / 4)))
-    rate = rows[-1]["answers"] / rows[-1]["seconds"]
+    ratios = [row["ratio"] for row in rows]
     with (told.out / "serve.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
@@ -169,19 +176,18 @@ def main():
     (told.out / "serve.md").write_text(
         f"""# A server under load
 
-`python benchmarks/serve.py --seconds {told.seconds:g} --clients {told.clients} --malformed {told.malformed:g}`,
-{os.cpu_count()} cores, clients on the same cores; the embedded classifier, Grad-CAM, batches of at most {BATCH}.
+`python benchmarks/serve.py --seconds {told.seconds:g} --rounds {told.rounds} --clients {told.clients} \\
+--malformed {told.malformed:g}`, {os.cpu_count()} cores, clients on the same cores; the embedded classifier, Grad-CAM,
+batches of at most {BATCH}. {machine()}.
 
 | | |
 | --- | --- |
-| the library alone, before and after | {alone[0]:.1f} and {alone[1]:.1f} pictures/s |
-| the server | {rate:.1f} answers/s |
-| ratio to the library before, and after | {rate / alone[0]:.2f} and {rate / alone[1]:.2f} |
+| the library alone, in turn with it | {" ".join(f"{row['library_per_s']:.1f}" for row in rows)} pictures/s |
+| the server | {" ".join(f"{row['answers_per_s']:.1f}" for row in rows)} answers/s |
+| ratio, median (least to most) | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |
 | answers | {by_status} |
-| memory of the server, first and last half minute | {rows[0]["resident_MB"]} and {rows[-1]["resident_MB"]} MB |
+| memory of the server, after each round | {" ".join(str(row["resident_MB"]) for row in rows)} MB |
 | to stop | {stopped:.1f} s, exit code {server.returncode} |
-
-Where the two of the library differ much, something else had the cores, and the ratio says nothing.
 """
     )
 

@@ -15,7 +15,6 @@ Rows go to ``sharper.csv`` as they come, and are not done again; ``table`` makes
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from rows import Rows
 from timing import in_turn, machine, ratios
 from torch import Tensor
 
@@ -52,7 +52,7 @@ from whatwhere.training.fit import train
 from whatwhere.training.recipe import Recipe
 
 HERE = Path(__file__).parent
-ROWS, TABLE = HERE / "sharper.csv", HERE / "sharper.md"
+TABLE = HERE / "sharper.md"
 KEPT = {
     "MaxBoxAccV2": "MaxBoxAccV2",
     "IoU .3": "MaxBoxAccV2 0.3",
@@ -63,6 +63,7 @@ KEPT = {
     "trusted half": "trusted half",
 }
 FIELDS = ["study", "data", "step", "images", *KEPT, "threshold", "cost", "low", "high", "machine"]
+ROWS = Rows(HERE / "sharper.csv", FIELDS)
 TUNED = (("imagenette", "val"), ("pets3", "train"))
 REPORTED = (("imagenet-boxes", "val"), ("flowers17", "test"), ("pets3", "test"), ("pets37", "test"))
 BATCH = 16
@@ -208,7 +209,7 @@ def network_of(data: str, root_of: Path, runs: Path) -> whatwhere.Classifier:
 def measured(
     study: str, data: str, split: str, presets: list[Preset], root_of: Path, runs: Path, images: int | None = None
 ) -> None:
-    known = {(row["study"], row["data"], row["step"]) for row in rows()}
+    known = {(row["study"], row["data"], row["step"]) for row in ROWS.all()}
     called = f"{data} {split}"
     wanted = [one for one in presets if (study, called, one.name) not in known]
     if not wanted:
@@ -225,7 +226,7 @@ def measured(
 def distilled(data: str, split: str, root_of: Path, runs: Path) -> None:
     """A head that learned from pictures without boxes, measured on the others."""
     out, called = runs / f"{data}-distilled", f"{data} {split}"
-    if ("final", called, "distilled") in {(row["study"], row["data"], row["step"]) for row in rows()}:
+    if ("final", called, "distilled") in {(row["study"], row["data"], row["step"]) for row in ROWS.all()}:
         return
     if not (out / "run.toml").is_file():
         net = network_of(data, root_of, runs)
@@ -250,7 +251,7 @@ def note(study: str, called: str, part: Sequence[Preset | Named], found: Evaluat
         numbers = found.where(one.name)
         row: dict[str, object] = {"study": study, "data": called, "step": one.name, "images": images}
         row |= {key: round(100 * numbers[name].value, 2) for key, name in KEPT.items() if name in numbers}
-        add(row | {"threshold": found.threshold(one.name), "machine": machine()})
+        ROWS.add(row | {"threshold": found.threshold(one.name), "machine": machine()})
 
 
 def costs(rounds: int) -> None:
@@ -259,7 +260,7 @@ def costs(rounds: int) -> None:
     photo = whatwhere.open_photo(HERE.parent / "src" / "whatwhere" / "photos" / "chelsea.jpg")
     square = whatwhere.open_photo(np.ascontiguousarray(photo.pixels[:224, :224]))
     image, frame = net.preprocess(square)[0][None], Frame.whole((224, 224), (224, 224))
-    known = {(row["study"], row["step"]) for row in rows()}
+    known = {(row["study"], row["step"]) for row in ROWS.all()}
     steps = [one for one in [*map(preset_of, STEPS), *PRESETS.values()] if ("cost", one.name) not in known]
 
     def looking(one: Preset):
@@ -275,28 +276,12 @@ def costs(rounds: int) -> None:
     for name, (middle, low, high) in ratios(in_turn(runs, rounds, warmup=2), "forward").items():
         numbers = {"cost": round(middle, 2), "low": round(low, 2), "high": round(high, 2)}
         if name != "forward":
-            add({"study": "cost", "step": name, **numbers, "machine": machine()})
-
-
-def rows() -> list[dict[str, str]]:
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def add(row: dict[str, object]) -> None:
-    with ROWS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row, flush=True)
+            ROWS.add({"study": "cost", "step": name, **numbers, "machine": machine()})
 
 
 def table() -> str:
     """The steps with their gains and costs, and what the presets reach."""
-    found = rows()
+    found = ROWS.all()
     cost = {row["step"]: float(row["cost"]) for row in found if row["study"] == "cost"}
     of = {(row["study"], row["data"], row["step"]): row for row in found if row["study"] != "cost"}
     first, second = (f"{data} {split}" for data, split in TUNED)

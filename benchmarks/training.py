@@ -9,7 +9,6 @@ the test splits are looked at once, here. ``loop`` times an epoch of full mode a
 """
 
 import argparse
-import csv
 import os
 import shutil
 import statistics
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rows import Rows
 from timing import in_turn, machine, ratios
 
 import whatwhere
@@ -29,7 +29,7 @@ from whatwhere.training.fit import train
 from whatwhere.training.recipe import Recipe
 
 HERE = Path(__file__).parent
-ROWS, TABLE = HERE / "training.csv", HERE / "training.md"
+TABLE = HERE / "training.md"
 SEEDS = (0, 1, 2)
 KEPT = {
     "top-1": "top-1",
@@ -38,6 +38,7 @@ KEPT = {
     "PxAP": "gradcam PxAP",
 }
 FIELDS = ["study", "data", "what", "seed", *KEPT, "minutes", "machine"]
+ROWS = Rows(HERE / "training.csv", FIELDS)
 
 LIGHT = Recipe(size=(256, 256), validation=0.0)
 FULL = replace(LIGHT, mode="full")
@@ -201,24 +202,6 @@ def loop(root: Path, runs: Path) -> None:
     print(f"{machine()}\nloop / bare loop: {middle:.3f} ({low:.3f} to {high:.3f})")
 
 
-def rows() -> list[dict[str, str]]:
-    """What is measured."""
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def add(row: dict[str, object]) -> None:
-    """One more of what is measured."""
-    with ROWS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
-    print(row, flush=True)
-
-
 def cell(values: Sequence[float]) -> str:
     """Mean and standard deviation."""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -228,7 +211,7 @@ def cell(values: Sequence[float]) -> str:
 def table() -> str:
     """Means and spreads over seeds, a table a study."""
     found: dict[str, dict[tuple[str, str], list[dict[str, str]]]] = {}
-    for row in rows():
+    for row in ROWS.all():
         found.setdefault(row["study"], {}).setdefault((row["data"], row["what"]), []).append(row)
     text = [
         "Means over seeds, and their standard deviation, in per cent; minutes of a run on this machine.",
@@ -270,14 +253,14 @@ def main() -> None:
         return
     if options.study != "table":
         options.runs.mkdir(parents=True, exist_ok=True)
-        known = {(row["study"], row["data"], row["what"], row["seed"]) for row in rows()}
+        known = {(row["study"], row["data"], row["what"], row["seed"]) for row in ROWS.all()}
         for run in {"bars": bars, "where": where, "scratch": scratch}[options.study]():
             key = (run.study, run.data, run.what, str(run.recipe.seed))
             if key in known or not all(word in key for word in options.only):
                 continue
-            add(do(run, options.data, options.runs))
+            ROWS.add(do(run, options.data, options.runs))
         if options.study == "bars" and ("bars", "imagenette", "embedded, 1000 classes", "") not in known:
-            add(reference(options.data))
+            ROWS.add(reference(options.data))
     TABLE.write_text(table() + "\n")
 
 

@@ -16,6 +16,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, Literal, cast, get_args
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -303,7 +304,8 @@ class Preprocess:
         y0, x0 = round(placed.y0), round(placed.x0)
         tensor = torch.zeros(len(self.mean), *self.size)
         where = tensor[:, y0 : y0 + height, x0 : x0 + width].numpy()
-        levels = torch.arange(256) / 255  # a byte has few values
-        for c, (mean, std) in enumerate(zip(torch.tensor(self.mean), torch.tensor(self.std), strict=True)):
-            where[c] = ((levels - mean) / std).numpy()[resized[:, :, c]]
+        mean, std = torch.tensor(self.mean)[:, None], torch.tensor(self.std)[:, None]
+        levels = ((torch.arange(256) / 255 - mean) / std).numpy()  # a byte has few values
+        for c, channel in enumerate(cv2.split(resized)):
+            where[c] = cv2.LUT(channel, levels[c])
         return tensor

@@ -71,13 +71,20 @@ def test_equal_components_go_from_top_to_bottom():
     assert [(box.x0, box.y0) for box in components(mask).boxes] == [(4, 0), (10, 0), (0, 1)]
 
 
-def test_short_numbers_hold_as_many_parts_as_fit():
-    mask = np.zeros((400, 655), bool)
-    mask[::2, ::2] = True
-    few = components(mask[:, :650])
-    assert len(few.boxes) == 200 * 325  # 16 bits hold 65535
-    assert few.boxes[-1] == Box(648, 398, 649, 399)
-    assert len(components(mask).boxes) == 200 * 328
+@pytest.mark.parametrize("parts", [3, 7, 8, 40])
+def test_few_components_and_many_are_measured_alike(parts):
+    mask = np.zeros((9, 12 * parts), bool)
+    for i in range(parts):
+        mask[i % 3 : i % 3 + 1 + i % 5, 12 * i : 12 * i + 1 + i % 4] = True
+    found = components(mask)
+    sizes = [(1 + i % 5, 1 + i % 4) for i in range(parts)]
+    order = sorted(range(parts), key=lambda i: (-sizes[i][0] * sizes[i][1], i % 3, i))
+    assert found.areas == tuple(sizes[i][0] * sizes[i][1] for i in order)
+    for place, i in enumerate(order):
+        (height, width), top = sizes[i], i % 3
+        assert found.boxes[place] == Box(12 * i, top, 12 * i + width, top + height)
+        assert found.mask(place).sum() == found.areas[place]
+        assert found.mask(place)[top, 12 * i]
 
 
 def test_components_of_nothing():

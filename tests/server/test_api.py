@@ -100,7 +100,7 @@ def test_beyond_the_bounds(client, net):
 
 
 def test_a_full_queue_refuses_and_what_waits_goes_in_one_batch(net):
-    app = build_app({"lite": net}, Bounds(queue=5, batch=4))
+    app = build_app({"lite": net}, Bounds(queue=5, batch=4, at_once=1))
     batcher, sizes, begun, go_on = app.state.service.batcher, [], threading.Event(), threading.Event()
 
     def held(count):
@@ -135,8 +135,30 @@ def test_a_full_queue_refuses_and_what_waits_goes_in_one_batch(net):
         assert 'whatwhere_requests_total{path="/explain",status="429"} 1.0' in counted
 
 
+def test_batches_are_looked_at_at_once_and_say_what_one_alone_says(net, photos):
+    app = build_app({"lite": net}, Bounds(batch=1, at_once=2))
+    together = threading.Barrier(2, timeout=60)
+    app.state.service.batcher._on_batch = lambda _: together.wait()  # each waits for the other
+    answers = {}
+
+    def ask(photo):
+        answers[photo] = client.post("/explain", files={"image": photo.read_bytes()}).json()
+
+    with TestClient(app) as client:
+        asking = [threading.Thread(target=ask, args=[photo]) for photo in photos[:2]]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+    for photo in photos[:2]:
+        (one,) = answers[photo]
+        (known,) = whatwhere.explain(net, photo)
+        assert (one["label"], one["box"]) == (known.label, known.box.to_list())
+        assert one["probability"] == pytest.approx(known.probability, abs=1e-5)
+
+
 def test_pictures_wait_for_room(net):
-    app = build_app({"lite": net}, Bounds(held=2500))  # two of 1200 pixels, or one of any size
+    app = build_app({"lite": net}, Bounds(held=2500, at_once=1))  # two of 1200 pixels, or one of any size
     service, sizes, begun, go_on = app.state.service, [], threading.Event(), threading.Event()
 
     def held(count):

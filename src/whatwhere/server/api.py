@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+from whatwhere.annotate.local import cores
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.errors import DataError, InputError, UnsupportedError, extra
 from whatwhere.explanation import Explanation
@@ -51,6 +52,7 @@ class Bounds:
         seconds: from a request's first byte to its answer.
         queue: requests that are being read, waiting or answered.
         batch: pictures that go through a network at once.
+        at_once: batches that are looked at at once, on a processor; each has networks of its own.
     """
 
     upload: int = 20_000_000
@@ -59,9 +61,10 @@ class Bounds:
     seconds: float = 30.0
     queue: int = 128
     batch: int = 16
+    at_once: int = field(default_factory=lambda: min(cores(), 4))
 
     def __post_init__(self) -> None:
-        if min(self.upload, self.pixels, self.held, self.queue, self.batch) < 1 or self.seconds <= 0:
+        if min(self.upload, self.pixels, self.held, self.queue, self.batch, self.at_once) < 1 or self.seconds <= 0:
             raise InputError(f"every bound is above 0, got {self}")
 
 
@@ -85,7 +88,10 @@ class Service:
         batches = Histogram(
             "whatwhere_batch", "Pictures in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
-        self.batcher = Batcher(nets, batch=bounds.batch, on_batch=batches.observe)
+        on_processor = all(net.device.type == "cpu" for net in nets.values())
+        self.batcher = Batcher(
+            nets, batch=bounds.batch, at_once=bounds.at_once if on_processor else 1, on_batch=batches.observe
+        )
         waiting = Gauge("whatwhere_waiting", "Questions in the queue.", registry=self.registry)
         waiting.set_function(lambda: self.batcher.waiting)
         self.inside = 0

@@ -1,10 +1,12 @@
-"""Questions that wait together are looked at together, by one thread: torch's modules are one thread's at a time."""
+"""Questions that wait together are looked at together, by a few threads: each has networks of its own."""
 
+import copy
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,27 +42,34 @@ class Batcher:
     """Answers questions in batches of one model, layer, method and number of classes, oldest first."""
 
     def __init__(
-        self, nets: Mapping[str, Classifier], *, batch: int = 16, on_batch: Callable[[int], None] = lambda _: None
+        self,
+        nets: Mapping[str, Classifier],
+        *,
+        batch: int = 16,
+        at_once: int = 1,
+        on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Starts the thread.
+        """Starts the threads.
 
         Args:
             nets: the classifiers, by the names that clients use.
             batch: pictures that go through a network at once, at most.
+            at_once: batches that are looked at at once, each on its share of torch's threads.
             on_batch: told how many there were, before each batch.
         """
         self.nets, self._batch, self._on_batch = dict(nets), batch, on_batch
-        self._split: OrderedDict[tuple[str, str], Classifier] = OrderedDict()
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        self._thread.start()
+        self._closing, self._busy, self._most = False, 0, torch.get_num_threads()
+        several = [_Networks(self.nets, is_copy=number > 0) for number in range(at_once)]
+        self._threads = [threading.Thread(target=self._run, args=[own], daemon=True) for own in several]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether questions are taken and answered."""
-        return self._thread.is_alive() and not self._closing
+        return all(thread.is_alive() for thread in self._threads) and not self._closing
 
     @property
     def waiting(self) -> int:
@@ -91,10 +100,11 @@ class Batcher:
         """Take no more, answer those that wait, and stop."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _run(self, own: "_Networks") -> None:
         while batch := self._next():
             live = [one for one in batch if one.future.set_running_or_notify_cancel()]
             for one in live:
@@ -103,8 +113,23 @@ class Batcher:
             live = [one for one in live if not one.future.done()]
             if live:
                 self._on_batch(len(live))
-                self._answer(live)
+                with self._share():
+                    self._answer(live, own)
             del batch, live  # pictures are not kept while nobody asks
+
+    @contextmanager
+    def _share(self) -> Iterator[None]:
+        """Torch's threads, shared among those that look now."""
+        with self._changed:
+            self._busy += 1
+            busy = self._busy
+        if len(self._threads) > 1:
+            torch.set_num_threads(max(1, self._most // busy))  # of this thread
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy -= 1
 
     def _next(self) -> list[_Waiting]:
         """The oldest question and those that go with it; nothing when closed."""
@@ -118,15 +143,15 @@ class Batcher:
             self._waiting = left
             return taken
 
-    def _answer(self, batch: list[_Waiting]) -> None:
+    def _answer(self, batch: list[_Waiting], own: "_Networks") -> None:
         try:
-            found = self._explained(batch)
+            found = self._explained(batch, own)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
                 return
             for one in batch:  # one of them is at fault: find it
-                self._answer([one])
+                self._answer([one], own)
             return
         for one, answer in zip(batch, found, strict=True):
             threshold = one.asked.threshold
@@ -134,9 +159,9 @@ class Batcher:
                 answer if threshold is None else [replace(each, threshold=threshold) for each in answer]
             )
 
-    def _explained(self, batch: list[_Waiting]) -> list[list[Explanation]]:
+    def _explained(self, batch: list[_Waiting], own: "_Networks") -> list[list[Explanation]]:
         asked = batch[0].asked
-        net = self._net(asked.model, asked.layer)
+        net = own.of(asked.model, asked.layer)
 
         def choose(logits: Logits) -> list[list[int]]:
             return [classes_of(one.asked.target, net.labels, row) for one, row in zip(batch, logits, strict=True)]
@@ -145,12 +170,24 @@ class Batcher:
         photos, frames = [one.photo for one in batch], [one.frame for one in batch]
         return explain_inputs(net, inputs, frames, photos, choose, asked.method)
 
-    def _net(self, model: str, layer: str | None) -> Classifier:
+
+class _Networks:
+    """The classifiers of one thread: torch's modules are one thread's at a time."""
+
+    def __init__(self, nets: Mapping[str, Classifier], *, is_copy: bool) -> None:
+        self._given, self._is_copy = nets, is_copy
+        self._whole: dict[str, Classifier] = {}
+        self._split: OrderedDict[tuple[str, str], Classifier] = OrderedDict()
+
+    def of(self, model: str, layer: str | None) -> Classifier:
+        if model not in self._whole:
+            given = self._given[model]
+            self._whole[model] = copy.deepcopy(given) if self._is_copy else given
         if layer is None:
-            return self.nets[model]
+            return self._whole[model]
         key = model, layer
         if key not in self._split:
-            self._split[key] = self.nets[model].at(layer)
+            self._split[key] = self._whole[model].at(layer)
             if len(self._split) > KEPT_LAYERS:
                 self._split.popitem(last=False)
         self._split.move_to_end(key)
