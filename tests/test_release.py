@@ -4,10 +4,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import whatwhere
 
@@ -47,6 +50,23 @@ def test_the_version_is_semantic_and_its_changes_are_written_down():
     first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert first
     assert first[1] == whatwhere.__version__
+
+
+def test_the_locked_versions_are_those_that_are_wanted():
+    locked: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements-dev.txt").read_text(), re.M):
+        locked.setdefault(canonicalize_name(name), set()).add(version)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras, wanted = project["optional-dependencies"], list(project["dependencies"])
+    to_do = ["dev"]
+    while to_do:
+        for one in map(Requirement, extras[to_do.pop()]):
+            to_do += one.extras if one.name == "whatwhere" else []
+            wanted += [str(one)] if one.name != "whatwhere" else []
+    for one in map(Requirement, wanted):
+        versions = locked.get(canonicalize_name(one.name), set())
+        assert versions, f"{one.name} is not in requirements-dev.txt; make lock"
+        assert all(one.specifier.contains(version) for version in versions), f"{one}: {versions}"
 
 
 def test_what_is_installed_from_it_runs(wheel, tmp_path):
