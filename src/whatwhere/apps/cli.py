@@ -49,10 +49,11 @@ ModelOption = Annotated[
 ]
 
 
-def _say_version(wanted: bool) -> None:
+def _say_version(wanted: bool) -> bool:
     if wanted:
         print(f"whatwhere {whatwhere.__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
