@@ -61,8 +61,9 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._closing, self._busy, self._most = False, 0, torch.get_num_threads()
-        several = [_Networks(self.nets, is_copy=number > 0) for number in range(at_once)]
-        self._threads = [threading.Thread(target=self._run, args=[own], daemon=True) for own in several]
+        # copied before anybody looks: a network that looks has hooks of that look
+        several = [self.nets, *(copy.deepcopy(self.nets) for _ in range(at_once - 1))]
+        self._threads = [threading.Thread(target=self._run, args=[_Networks(own)], daemon=True) for own in several]
         for thread in self._threads:
             thread.start()
 
@@ -174,15 +175,11 @@ class Batcher:
 class _Networks:
     """The classifiers of one thread: torch's modules are one thread's at a time."""
 
-    def __init__(self, nets: Mapping[str, Classifier], *, is_copy: bool) -> None:
-        self._given, self._is_copy = nets, is_copy
-        self._whole: dict[str, Classifier] = {}
+    def __init__(self, whole: Mapping[str, Classifier]) -> None:
+        self._whole = whole
         self._split: OrderedDict[tuple[str, str], Classifier] = OrderedDict()
 
     def of(self, model: str, layer: str | None) -> Classifier:
-        if model not in self._whole:
-            given = self._given[model]
-            self._whole[model] = copy.deepcopy(given) if self._is_copy else given
         if layer is None:
             return self._whole[model]
         key = model, layer
