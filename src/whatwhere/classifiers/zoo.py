@@ -126,7 +126,7 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
         with _hub(name):
             return transformers_network(name, pretrained, **options)
     library, _, bare = name.rpartition("/")
-    model, _, tag = bare.partition(".")
+    model = bare.partition(".")[0]
     in_timm = timm.is_model(model) and library in {"", "timm"}
     in_torchvision = library in {"", "torchvision"} and model in torchvision.models.list_models(
         module=torchvision.models
@@ -144,11 +144,7 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
             preprocess = replace(preprocess, size=(h, w))
         return network.eval(), preprocess
     if in_torchvision:
-        every = torchvision.models.get_model_weights(model)
-        if tag and tag not in every.__members__:
-            names = ", ".join(one.name for one in every)
-            raise InputError(f"{name}: wanted weights of {model}, one of {names}, got {tag!r}")
-        weights = every[tag] if tag else every.DEFAULT
+        weights = _torchvision_weights(name)
         plain = {"aux_logits": False, "init_weights": True} if model in {"googlenet", "inception_v3"} else {}
         with _hub(name):
             network = torchvision.models.get_model(
@@ -178,16 +174,23 @@ def weights_name(weights: WeightsEnum) -> str:
     raise UnsupportedError(f"{weights!r}: wanted weights of an image classifier in floating point")
 
 
-def weights_labels(name: str) -> Labels | None:
-    """The classes that torchvision's weights say they know; ImageNet's with their synonyms. None of other names."""
+def _torchvision_weights(name: str) -> WeightsEnum:
+    """What a name of torchvision's says behind the dot, or what they have by default."""
     import torchvision
 
-    library, _, bare = name.rpartition("/")
-    model, _, tag = bare.partition(".")
-    if library != "torchvision":
-        return None
+    model, _, tag = name.rpartition("/")[2].partition(".")
     every = torchvision.models.get_model_weights(model)
-    categories = (every[tag] if tag else every.DEFAULT).meta["categories"]
+    if tag and tag not in every.__members__:
+        names = ", ".join(one.name for one in every)
+        raise InputError(f"{name}: wanted weights of {model}, one of {names}, got {tag!r}")
+    return every[tag] if tag else every.DEFAULT
+
+
+def weights_labels(name: str) -> Labels | None:
+    """The classes that torchvision's weights say they know; ImageNet's with their synonyms. None of other names."""
+    if name.rpartition("/")[0] != "torchvision":
+        return None
+    categories = _torchvision_weights(name).meta["categories"]
     known = imagenet()  # where torchvision says "crane bird", it says "crane (n02012849)"
     same = [label.partition(" (")[0] for label in known] == [_AMBIGUOUS.get(one, one) for one in categories]
     return known if same else Labels(categories)

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from whatwhere.annotate.parts import Annotations
-from whatwhere.annotate.sources import LocalFiles, files_under
+from whatwhere.annotate.rows import Row, rows_of
+from whatwhere.annotate.sources import Item, LocalFiles, files_under
 from whatwhere.errors import DataError, InputError, extra
 from whatwhere.explanation import Explanation
-from whatwhere.geometry import Box
 from whatwhere.images import printable
-from whatwhere.regions.components import components
-from whatwhere.types import Mask, Size
+from whatwhere.types import Size
 
 
 def sample(explanations: Sequence[Explanation], path: str | os.PathLike[str] | None = None) -> Any:
@@ -46,15 +45,11 @@ def sample(explanations: Sequence[Explanation], path: str | os.PathLike[str] | N
     made["classes"] = fo.Classifications(
         classifications=[_class(fo, one.label, one.probability) for one in explanations]
     )
-    regions = []
+    regions = [row for row in rows_of(0, Item(first.source), "", explanations, "") if row.box is not None]
     for number, one in enumerate(explanations, 1):
-        parts = components(one.mask)
-        for i, (box, area) in enumerate(zip(parts.boxes, parts.areas, strict=True)):
-            trust = one.trust * (area / parts.areas[0])
-            regions.append(_region(fo, one.label, box, parts.mask(i), one.probability, trust, one.method))
         heat = fo.Heatmap(map=np.asarray(one.heat, np.float32), range=[0, 1], label=one.label)
         made["heat" if number == 1 else f"heat_{number}"] = heat
-    made["where"] = fo.Detections(detections=regions)
+    made["where"] = fo.Detections(detections=[_region(fo, row) for row in regions])
     return made
 
 
@@ -84,12 +79,7 @@ def samples(folder: str | os.PathLike[str], min_trust: float = 0.0) -> Iterator[
         made = _sample(fo, files.path(item.name), picture.size)
         classes = {row.label: row.probability for row in picture.regions}
         made["classes"] = fo.Classifications(classifications=[_class(fo, *one) for one in classes.items()])
-        made["where"] = fo.Detections(
-            detections=[
-                _region(fo, row.label, row.box, row.pixels, row.probability, row.trust, row.method)
-                for row in picture.regions
-            ]
-        )
+        made["where"] = fo.Detections(detections=[_region(fo, row) for row in picture.regions])
         yield made
 
 
@@ -107,24 +97,17 @@ def _class(fo: Any, label: str | None, probability: float | None) -> Any:
     return fo.Classification(label=label, confidence=probability)
 
 
-def _region(
-    fo: Any,
-    label: str | None,
-    box: Box | None,
-    mask: Mask | None,
-    probability: float | None,
-    trust: float | None,
-    method: str,
-) -> Any:
+def _region(fo: Any, row: Row) -> Any:
     """A box in shares of the picture, from the upper left, and the mask inside it."""
+    box, mask = row.box, row.pixels
     assert box is not None
     assert mask is not None
     H, W = mask.shape
     return fo.Detection(
-        label=label,
+        label=row.label,
         bounding_box=[box.x0 / W, box.y0 / H, box.width / W, box.height / H],
         mask=mask[int(box.y0) : int(box.y1), int(box.x0) : int(box.x1)],
-        confidence=probability,
-        trust=trust,
-        method=method,
+        confidence=row.probability,
+        trust=row.trust,
+        method=row.method,
     )
