@@ -14,12 +14,12 @@ Rows go to ``export.csv`` as they come, and are not done again; ``table`` makes 
 """
 
 import argparse
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from networks import WHERE, network_of
 from onnxruntime.quantization import CalibrationMethod
 from rows import Rows
 from timing import in_turn, machine, ratios
@@ -30,17 +30,9 @@ from whatwhere.classifiers.exported import To, export, runner
 from whatwhere.classifiers.int8 import agreement_of, correlation_of, pictures_in, quantize
 from whatwhere.datasets import open_dataset
 from whatwhere.evaluation.evaluate import evaluate, plan_of
-from whatwhere.training.fit import train
-from whatwhere.training.recipe import Recipe
 
 HERE = Path(__file__).parent
 TABLE = HERE / "export.md"
-WHERE = {
-    "MaxBoxAccV2": "MaxBoxAccV2",
-    "IoU .3": "MaxBoxAccV2 0.3",
-    "IoU .5": "MaxBoxAccV2 0.5",
-    "IoU .7": "MaxBoxAccV2 0.7",
-}
 FIELDS = [
     *("study", "data", "file", "images", "MB", "top-1", *WHERE, "agreement", "map correlation"),
     *("batch", "speed", "low", "high", "machine"),
@@ -54,17 +46,6 @@ FILES: dict[str, tuple[To, bool] | None] = {
     "OpenVINO int8": ("openvino", True),
 }
 REPORTED = (("imagenet-boxes", "val", "imagenette/train"), ("flowers17", "test", "flowers17/train"))
-
-
-@cache
-def network_of(data: str, root_of: Path, runs: Path) -> whatwhere.Classifier:
-    """The embedded network, or a light run on the training split."""
-    if data.startswith("imagenet"):
-        return whatwhere.load()
-    out = runs / data
-    if not (out / "run.toml").is_file():
-        train(root_of / data, out, Recipe())
-    return whatwhere.load(str(out))
 
 
 def file_of(net: whatwhere.Classifier, data: str, kind: str, pictures: Path, runs: Path) -> Path:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from networks import WHERE, network_of
 from rows import Rows
 from timing import in_turn, machine, ratios
 from torch import Tensor
@@ -48,16 +49,11 @@ from whatwhere.regions.refine import grabcut, guided, settle, superpixels, walk
 from whatwhere.regions.threshold import fraction
 from whatwhere.scores import contrast
 from whatwhere.training.distill import distill
-from whatwhere.training.fit import train
-from whatwhere.training.recipe import Recipe
 
 HERE = Path(__file__).parent
 TABLE = HERE / "sharper.md"
 KEPT = {
-    "MaxBoxAccV2": "MaxBoxAccV2",
-    "IoU .3": "MaxBoxAccV2 0.3",
-    "IoU .5": "MaxBoxAccV2 0.5",
-    "IoU .7": "MaxBoxAccV2 0.7",
+    **WHERE,
     "mask IoU": "mask IoU",
     "trust ROC AUC": "trust ROC AUC",
     "trusted half": "trusted half",
@@ -194,16 +190,6 @@ def preset_of(step: Step) -> Preset:
         PRESETS["best"].trust,
         0.0,
     )
-
-
-def network_of(data: str, root_of: Path, runs: Path) -> whatwhere.Classifier:
-    """The embedded network, or a light run on the training split."""
-    if data.startswith("imagenet"):
-        return whatwhere.load()
-    out = runs / data
-    if not (out / "run.toml").is_file():
-        train(root_of / data, out, Recipe())
-    return whatwhere.load(str(out))
 
 
 def measured(
