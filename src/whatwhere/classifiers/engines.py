@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whatwhere.classifiers.classifier import full_precision
-
 Run = Callable[[Tensor], list[Tensor]]
 """A graph that is ready: images, float32 and contiguous -> its outputs, float32."""
 
@@ -137,7 +135,12 @@ def _room(images: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 @contextmanager
 def plain_mode() -> Iterator[None]:
     """No gradients, no inference mode, no autocast, whatever the caller is in."""
-    with torch.inference_mode(False), torch.no_grad(), full_precision(torch.empty(0)):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
         yield
 
 
