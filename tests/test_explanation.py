@@ -177,6 +177,13 @@ def test_no_images_are_no_explanations(net):
     assert list(explain_each(net, [])) == []
 
 
+def test_a_batch_of_no_images_is_refused(net, photos):
+    with pytest.raises(InputError, match="at least 1 image, got 0"):
+        whatwhere.explain(net, photos, batch=0)
+    with pytest.raises(InputError, match="at least 1 image, got 0"):
+        list(explain_each(net, photos, batch=0))
+
+
 def test_a_method_of_ones_own(net, photos):
     def middle(trace, score):
         maps = torch.zeros_like(trace.features[:, 0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scenes import boxed_scene, gap_net, plain, red_net, scene, vit_net
+from scenes import boxed_scene, deep_head_net, gap_net, plain, red_net, scene, vit_net
 from torch import nn
 
 import whatwhere
@@ -79,13 +79,33 @@ def test_whatever_way_the_picture_lies_in_the_input(fit):
         assert seen.box.iou(Box(36, 20, 90, 50)) > 0.8
 
 
+class Fixed(nn.Module):
+    """Of one size, as transformers' are: of others it raises this."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.inner, self.error = deep_head_net(), error
+
+    def forward(self, images):
+        if images.shape[2:] != (24, 40):
+            raise self.error
+        return self.inner(images)
+
+
 @pytest.mark.parametrize("name", SHARPER)
 def test_networks_of_one_size_are_looked_at_in_it(name):
     fixed = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 24 * 40, 5)).eval()
     images = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(4))
-    for network in (fixed, vit_net()):
+    for network in (fixed, vit_net(), Fixed(ValueError("wanted 24 x 40"))):
         trace = whatwhere.load(network, preprocess=plain((24, 40))).trace(images)
         assert PRESETS[name](trace, of_class(2)).equal(root(gradcam)(trace, of_class(2)))
+
+
+@pytest.mark.parametrize("name", SHARPER)
+def test_too_little_memory_for_a_second_look_is_said(name):
+    net = whatwhere.load(Fixed(torch.OutOfMemoryError("out of memory")), preprocess=plain((24, 40)))
+    with pytest.raises(torch.OutOfMemoryError):
+        whatwhere.explain(net, blob(), preset=name)
 
 
 @pytest.mark.parametrize("name", SHARPER)

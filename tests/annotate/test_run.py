@@ -268,6 +268,20 @@ def look(net, images, classes=(), **settings):
     return Looker(net, Settings(**told), "m")(items, answers)
 
 
+def test_boxes_are_trusted_as_the_model_was_calibrated(pictures):
+    net = red()
+    net.thresholds, net.trusts = {"gradcam": 0.7}, {"gradcam": (0.0, 0.0, 0.0, 0.0, 1.0)}
+    settings = settings_for(net)
+    assert (settings.method, settings.threshold, settings.trust) == ("cam", 0.7, net.trusts["gradcam"])
+    read = Reader(str(pictures), net.preprocess, 10**6)(Item("00.png"))
+    (row, *_) = Looker(net, settings, "x")([(0, Item("00.png"))], [read])
+    assert row.trust == pytest.approx(1 / (1 + np.exp(-1)))
+    assert list(net.trusts) == ["gradcam"]
+    assert settings_for(net, method="cam").trust is None
+    net.thresholds["cam"] = 0.6  # of its own
+    assert settings_for(net).trust is None
+
+
 def test_classes_that_are_asked_for():
     net = whatwhere.load(gap_net(SIZE), preprocess=plain(SIZE), labels=list("abcde"))
     images = bytes_like(4, 3, *SIZE)

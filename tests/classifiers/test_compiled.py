@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import whatwhere
+from whatwhere.classifiers.engines import plain_mode
 from whatwhere.classifiers.split import SplitClassifier
 from whatwhere.errors import InputError, MissingExtraError, UnsupportedError
 from whatwhere.maps import METHODS
@@ -97,6 +98,17 @@ def test_a_graph_that_was_kept_is_not_made_again(backend, tmp_path, monkeypatch)
         other.network[-1].bias += 1
     with pytest.raises(UnsupportedError, match="gives other logits"):
         other.compiled(backend, kept=kept).trace(noise(1))
+
+
+def test_a_graph_that_was_kept_of_another_layer_is_not_taken(tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Sigmoid(), nn.Linear(4, 2)).eval()
+    one, other = (small(network).at(layer) for layer in "01")
+    kept = tmp_path / "graph.onnx"
+    one.compiled(kept=kept).trace(noise(1))
+    with pytest.raises(UnsupportedError, match="gives other features: they differ by"):
+        other.compiled(kept=kept).trace(noise(1))
 
 
 @pytest.mark.parametrize("backend", ENGINES)
@@ -270,6 +282,18 @@ def test_the_eager_network_is_left_as_it_was():
     assert state() == before
     assert all(torch.equal(weights[key], tensor) for key, tensor in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_graphs_run_without_the_callers_autocast(kind):
+    before = torch.is_autocast_enabled(kind)
+    torch.set_autocast_enabled(kind, True)  # of a GPU that need not be there
+    try:
+        with plain_mode():
+            assert not torch.is_autocast_enabled(kind)
+        assert torch.is_autocast_enabled(kind)
+    finally:
+        torch.set_autocast_enabled(kind, before)
 
 
 @pytest.mark.parametrize(

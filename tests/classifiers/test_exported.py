@@ -123,6 +123,8 @@ def test_a_file_is_a_classifier_again(method, uint8, made, tmp_path):
     assert got[0].probability == pytest.approx(wanted[0].probability, abs=1e-4)
     assert got[0].box == wanted[0].box
     np.testing.assert_allclose(got[0].heat, wanted[0].heat, atol=1e-3)
+    (seen,) = whatwhere.explain(again, photo, target="class 2", preset="balanced")
+    assert len(seen.looks) == (1 if uint8 else 2)  # pixels are resized to the network's size in any case
     with pytest.raises(UnsupportedError, match="is a file"):
         whatwhere.explain(again, photo, method="fullgrad")
     with pytest.raises(UnsupportedError, match="export it again"):

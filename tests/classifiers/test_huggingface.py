@@ -90,9 +90,19 @@ def test_logits_are_those_of_the_model_and_its_processor(kind, tmp_path):
     assert net.labels[3] == "kind 3"
 
 
-@pytest.mark.parametrize("kind", ["resnet", "deit", "dinov2"])
-def test_a_crop_is_that_of_the_processor(kind, tmp_path):
+NARROW = {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 32}}
+LEVIT = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}  # it resizes to 8 / 7 of that
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [("resnet", None), ("deit", None), ("dinov2", None), ("resnet", ("Bit", NARROW)), ("resnet", ("Levit", LEVIT))],
+)
+def test_a_crop_is_that_of_the_processor(kind, other, tmp_path):
     _, processor = made(kind, tmp_path)
+    if other is not None:
+        processor = getattr(transformers, f"{other[0]}ImageProcessor")(**other[1])
+        processor.save_pretrained(tmp_path)
     preprocess = whatwhere.load(f"hf:{tmp_path}").preprocess
     y, x = np.mgrid[:150, :150] / 150
     smooth = np.stack([x, y, (np.sin(9 * x) + 1) / 2], -1)  # on which two antialiased resizings agree

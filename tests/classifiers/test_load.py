@@ -146,6 +146,16 @@ def test_a_saved_run_keeps_its_layer_and_can_be_saved_twice(tmp_path):
     assert whatwhere.load(tmp_path / "run").layer == "layer3"
 
 
+def test_what_was_measured_of_a_run_is_not_said_of_it_changed(tmp_path):
+    net = whatwhere.load("timm/test_resnet", pretrained=False, layer="layer3")
+    net.about = {"measured": {"top-1": 0.5}, "by_class": {"shown": [1]}, "data": {"train": 3}}
+    whatwhere.save(net, tmp_path / "run")
+    for same in ({}, {"layer": "layer3"}, {"preprocess": net.preprocess}, {"activation": "softmax"}):
+        assert whatwhere.load(tmp_path / "run", **same).about == net.about
+    for other in ({"layer": "layer2"}, {"preprocess": plain((64, 96))}, {"activation": "sigmoid"}):
+        assert whatwhere.load(tmp_path / "run", **other).about == {"data": {"train": 3}}
+
+
 def test_a_module_of_ones_own_has_no_name_to_save_it_by(tmp_path):
     net = whatwhere.load(gap_net(), preprocess=plain((24, 40)))
     with pytest.raises(InputError, match="have a name"):

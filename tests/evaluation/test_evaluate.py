@@ -346,7 +346,19 @@ def test_calibration_fits_trust_to_what_boxes_turned_out_to_be(tmp_path):
         Image.fromarray(pixels).save(folder / f"{number:02}.png")
         lines.append(f"red/{number:02}.png,red,{box}")
     (tmp_path / "boxes.csv").write_text("\n".join(lines))
-    calibrate(net, open_dataset(tmp_path), ["cam"])
+    dataset = open_dataset(tmp_path)
+    said = evaluate(net, dataset, plan_of(["cam", "gradcam"], baselines=False))
+    measured = {f"{method} {name}": one.value for method in said.methods for name, one in said.where(method).items()}
+    net.about = {"measured": {"on": "elsewhere", "top-1": 0.5, **measured}}
+    calibrate(net, dataset, ["cam"])
     seen = [whatwhere.explain(net, folder / f"{number:02}.png", target="red", method="cam")[0] for number in (0, 1)]
     assert seen[0].trust > 0.7
     assert seen[1].trust < 0.3
+    # what it said before stands where it is still true
+    after = evaluate(net, dataset, plan_of(["cam", "gradcam"], baselines=False))
+    left = net.about["measured"]
+    assert {"on", "top-1", "cam MaxBoxAcc", "gradcam mean IoU", "gradcam trust ROC AUC"} <= left.keys()
+    assert not {"cam mean IoU", "cam top-1 loc", "cam trust ROC AUC"} & left.keys()
+    for method in after.methods:
+        for name, one in after.where(method).items():
+            assert left.get(f"{method} {name}", one.value) == pytest.approx(one.value, nan_ok=True)

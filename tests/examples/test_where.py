@@ -55,6 +55,21 @@ def test_in_python(folder):
     assert pixels(folder / "seen.png").shape == pixels(folder / "picture.jpg").shape
 
 
+def test_a_picture_that_lies_on_its_side_in_python(sigmoid):
+    folder, _ = sigmoid
+    lies = Image.Exif()
+    lies[0x0112] = 6  # to be turned by a quarter
+    said = []
+    for name, turned in (("upright.png", False), ("lying.png", True)):
+        with Image.open(folder / "picture.jpg") as picture:
+            picture = picture.transpose(Image.Transpose.ROTATE_90) if turned else picture
+            picture.save(folder / name, exif=lies if turned else None)
+        words = [sys.executable, str(EXAMPLES / "where.py"), "model.onnx", name, f"seen-{name}"]
+        said.append(subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout)
+    assert said[0] == said[1]
+    assert np.array_equal(pixels(folder / "seen-upright.png"), pixels(folder / "seen-lying.png"))
+
+
 def test_sigmoid_in_python(sigmoid):
     folder, probability = sigmoid
     words = [sys.executable, str(EXAMPLES / "where.py"), "model.onnx", "picture.jpg", "seen.png"]

@@ -81,7 +81,7 @@ def test_what_was_not_measured_is_not_in_it(run):
     text = card(run, "plain")
     assert not rows(text, 2)
     assert not rows(text, 5)
-    assert "Nothing: there were no images" in text
+    assert "Nothing, as it is here." in text
     assert "is not known here" in text
     assert ModelCard(text).data.eval_results is None
 

@@ -12,9 +12,9 @@ from whatwhere.classifiers.distilled import DistilledHead
 from whatwhere.datasets import open_splits
 from whatwhere.errors import DataError, InputError, UnsupportedError
 from whatwhere.geometry import Frame
-from whatwhere.maps.shape import to_original
+from whatwhere.maps.shape import to_original, unit
 from whatwhere.scores import of_class
-from whatwhere.training.distill import distill, to_network
+from whatwhere.training.distill import Lessons, _threshold, distill, to_network
 
 SIZE = (64, 96)
 
@@ -167,6 +167,29 @@ def test_what_cannot_be_distilled_is_said(pictures):
         whatwhere.explain(whatwhere.load(gap_net(), preprocess=plain(SIZE)), scene(1)[0], method="distilled")
     with pytest.raises(InputError, match="channels of each"):
         DistilledHead(["a"], [1, 2])
+
+
+class Echo(DistilledHead):
+    """It says what it is told."""
+
+    def forward(self, grids, maps):
+        return maps.logit()
+
+
+def test_the_threshold_is_of_heat_as_explain_makes_it():
+    maps = torch.full((1, 8, 12), 0.5)
+    maps[:, 2:6, 3:9] = 0.6
+    maps[:, 3:5, 4:8] = 0.9
+    masks = torch.zeros(1, 8, 12)
+    masks[:, 2:6, 3:9] = 1
+    share, agreement = _threshold(Echo(["a"], [1]), Lessons([], maps, maps, masks), 4)
+    assert agreement == pytest.approx(1)
+    assert torch.equal(unit(maps) > share, masks.bool())
+
+
+@pytest.mark.parametrize("size", [(1, 1000), (1000, 1), (1, 1)])
+def test_a_line_of_which_a_crop_sees_less_than_a_pixel(size):
+    assert to_network(np.ones(size, np.float32), Frame.crop(size, (64, 64), 0.875), (8, 8)).min() == 1
 
 
 @pytest.mark.parametrize("kind", [Frame.whole, Frame.crop, Frame.letterbox])

@@ -42,6 +42,7 @@ class Settings:
         classes: indices of those that are asked for; all where there are none.
         batch: pictures that go through the network at once.
         backend: what runs the network.
+        trust: weights and bias of what the boxes are trusted; None where nobody has measured it of this model.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Settings:
     classes: tuple[int, ...]
     batch: int
     backend: Runs
+    trust: tuple[float, ...] | None = None
 
 
 def settings_for(
@@ -81,7 +83,7 @@ def settings_for(
         raise InputError(f"a batch is of at least 1 image, got {batch}")
     if backend is not None and backend not in get_args(Runs):
         raise InputError(f"what runs the network is one of {', '.join(get_args(Runs))}, got {backend!r}")
-    name, thresholds = method, net.thresholds
+    name, thresholds, trusts = method, net.thresholds, net.trusts
     noise = torch.randn(1, len(net.preprocess.mean), *net.preprocess.size).to(net.device)
     is_linear = True
     try:
@@ -91,6 +93,9 @@ def settings_for(
     if name is None:
         name = "cam" if is_linear else "gradcam"
         thresholds = {"cam": thresholds["gradcam"], **thresholds} if "gradcam" in thresholds else thresholds
+        trusts = (
+            {"cam": trusts["gradcam"], **trusts} if "gradcam" in trusts and "cam" not in net.thresholds else trusts
+        )
     find_method(name)
     told = next((one for one in get_args(Runs) if one == backend), None)
     chosen: Runs = told or _fastest(net, name if is_linear else "", images)
@@ -100,6 +105,7 @@ def settings_for(
         classes=tuple(dict.fromkeys(net.labels.find(one) for one in classes)),
         batch=batch,
         backend=chosen,
+        trust=trusts.get(name),
     )
 
 
@@ -130,7 +136,9 @@ class Looker:
         """
         self.settings, self.digest = settings, digest
         backend: Backend | None = None if settings.backend == "torch" else settings.backend
-        self._net = net if backend is None else net.compiled(backend, kept=kept)
+        self._net = copy.copy(net) if backend is None else net.compiled(backend, kept=kept)
+        if settings.trust is not None:
+            self._net.trusts = self._net.trusts | {settings.method: settings.trust}
         self._own = threading.local()
 
     @property

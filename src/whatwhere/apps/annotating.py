@@ -22,6 +22,7 @@ from whatwhere.apps.console import (
     BatchOption,
     DeviceOption,
     LayerOption,
+    ModelOption,
     WeightsOption,
     errors_said,
     stderr,
@@ -42,12 +43,7 @@ def annotate(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the parts, the formats and index.html.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, hf:FOLDER, or a saved run's folder."
-        ),
-    ] = "efficientnet-lite0",
+    model: ModelOption = "efficientnet-lite0",
     formats: Annotated[
         str,
         typer.Option(

@@ -20,6 +20,7 @@ from whatwhere.apps.console import (
     DeviceOption,
     LayerOption,
     MethodOption,
+    ModelOption,
     WeightsOption,
     complain,
     errors_said,
@@ -40,13 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, hf:FOLDER or hf:NAME (transformers), or a "
-        "saved run's folder."
-    ),
-]
 
 
 def _say_version(wanted: bool) -> bool:
@@ -79,7 +73,10 @@ def explain(
         typer.Option(help="A class by name or index, or top5. May be given several times. \\[default: top1]"),
     ] = None,
     threshold: Annotated[
-        str | None, typer.Option(help="Of the map: a share of its maximum, otsu, or p90. \\[default: 0.25]")
+        str | None,
+        typer.Option(
+            help="Of the map: a share of its maximum, otsu, or p90. \\[default: the model's, the preset's, or 0.25]"
+        ),
     ] = None,
     layer: LayerOption = None,
     weights: WeightsOption = None,

@@ -18,6 +18,12 @@ stderr = Console(stderr=True)
 # a table that goes to a file or a pipe is not folded
 stdout = Console() if sys.stdout and sys.stdout.isatty() else Console(width=10_000)
 
+MODELS = (
+    "efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, hf:FOLDER or hf:NAME (transformers), a saved run's "
+    "folder, or an exported .onnx."
+)
+ModelOption = Annotated[str, typer.Option(help=MODELS)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODELS)]
 MethodOption = Annotated[str, typer.Option(help="A map method; [bold]whatwhere methods[/] lists them.")]
 LayerOption = Annotated[str | None, typer.Option(help="Split the network after this layer instead.")]
 WeightsOption = Annotated[

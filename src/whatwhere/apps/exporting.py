@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from whatwhere.apps.console import LayerOption, WeightsOption, errors_said, stderr, stdout
+from whatwhere.apps.console import LayerOption, ModelArgument, WeightsOption, errors_said, stderr, stdout
 from whatwhere.apps.memory import keep_freed_memory
 
 app = typer.Typer()
@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model of [bold]whatwhere explain[/].")],
+    model: ModelArgument,
     out: Annotated[Path, typer.Option(help="The file: .onnx, .xml for openvino, or .pt2.")],
     to: Annotated[str, typer.Option(help="onnx, openvino, or pt2, which torch.export.load reads.")] = "onnx",
     uint8: Annotated[

@@ -15,6 +15,7 @@ from whatwhere.apps.console import (
     DeviceOption,
     LayerOption,
     MethodOption,
+    ModelArgument,
     WeightsOption,
     complain,
     errors_said,
@@ -39,7 +40,7 @@ app = typer.Typer()
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a folder of a saved run.")],
+    model: ModelArgument,
     photos: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PHOTO...]", help="Image files, or folders of them, to follow through the network."),
@@ -72,8 +73,7 @@ def inspect(
         from whatwhere.training.data import training_set
 
         keep_freed_memory()
-        net = whatwhere.load(model, device=device)
-        net = net.at(layer) if layer is not None else net
+        net = whatwhere.load(model, layer=layer, device=device)
         files, failed, found = list(files_in(photos or [], out)), list[Exception](), None
         if data is not None:
             dataset = training_set(data, split, layout)
@@ -172,7 +172,7 @@ def patches(
 
 @app.command()
 def groups(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model of [bold]whatwhere explain[/].")],
+    model: ModelArgument,
     data: Annotated[
         Path, typer.Argument(metavar="DATA", help="A folder of classes, or COCO, VOC, YOLO, ...: a folder or a file.")
     ],

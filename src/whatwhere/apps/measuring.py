@@ -12,6 +12,7 @@ from whatwhere.apps.console import (
     DeviceOption,
     LayerOption,
     MethodOption,
+    ModelArgument,
     WeightsOption,
     complain,
     errors_said,
@@ -26,7 +27,6 @@ app = typer.Typer()
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="A folder of classes, or COCO, VOC, YOLO, ...: a folder or a file.")
 ]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="As --model of [bold]whatwhere explain[/].")]
 SplitOption = Annotated[str | None, typer.Option(help="As the data set calls it. \\[default: test, or else val]")]
 LayoutOption = Annotated[str | None, typer.Option(help="Of the data set, where its files do not say it.")]
 MapOption = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from whatwhere.apps.console import DeviceOption, errors_said, stderr
+from whatwhere.apps.console import MODELS, DeviceOption, errors_said, stderr
 from whatwhere.apps.memory import keep_freed_memory
 
 app = typer.Typer()
@@ -16,11 +16,7 @@ app = typer.Typer()
 def serve(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[MODEL]...",
-            help="efficientnet-lite0 (embedded, the default), timm/NAME, torchvision/NAME, hf:FOLDER, or saved runs' "
-            "folders.",
-        ),
+        typer.Argument(metavar="[MODEL]...", help=f"Each one of {MODELS} \\[default: the embedded one]"),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for everybody.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,

@@ -370,7 +370,7 @@ class Classifier(ABC):
             InputError: no such backend.
             MissingExtraError: its packages are not installed.
             UnsupportedError: the backend lacks the dtype or the device, the network cannot be exported, or what is
-                made of it does not give the network's logits.
+                made of it does not give the network's features, logits and class maps.
         """
         from whatwhere.classifiers.compiled import CompiledClassifier
 

@@ -33,7 +33,7 @@ from whatwhere.classifiers.layouts import as_grid, normalized_widths
 from whatwhere.classifiers.split import SplitClassifier
 from whatwhere.errors import InputError, MissingExtraError, UnsupportedError, WhatWhereError
 from whatwhere.files import aside
-from whatwhere.types import ClassMaps, Features, Images, Logits, Score, Variants
+from whatwhere.types import ClassMaps, Features, Images, Score, Variants
 
 DTYPES: dict[Backend, tuple[torch.dtype, ...]] = {
     "onnxruntime": (torch.float32,),
@@ -238,10 +238,10 @@ class Graphs(nn.Module):
         self.name, self.backend, self.dtype = eager.name, backend, dtype
         self.computed = dtype
         """What the engine really computes in, once a graph is made."""
-        self._images, self._expected, self._eps = images.float(), trace.logits.detach().clone(), trace.eps
-        features, logits = tuple(trace.features.shape[1:]), tuple(trace.logits.shape[1:])
-        maps = [] if linear is None else [(*logits, *features[1:])]
-        self._shapes = [features, logits, *maps, *([logits] if maps else [])]
+        self._images, self._eps = images.float(), trace.eps
+        maps = [] if linear is None else [eager.class_maps(trace), trace.logits]
+        self._expected = [one.detach().clone() for one in (trace.features, trace.logits, *maps)]
+        self._shapes = [tuple(one.shape[1:]) for one in self._expected]
         self._threads = torch.get_num_threads()
         self._lock = RLock()
         self._runs: dict[str, Run] = {}
@@ -296,8 +296,9 @@ class Graphs(nn.Module):
                 run = on_inductor(self._program, wanted)
             else:
                 run = self._of_kept(kind, shapes) or self._on_engine(self._onnx(kind, wanted), shapes)
-            logits = run(self._images)[0 if kind == "logits" else 1]
-        self._compare(logits)
+            outputs = run(self._images)
+        for number, output in zip(wanted, outputs, strict=True):
+            self._compare(number, output)
         if {*self._runs, kind} == {"look", "logits"}:
             self._program, self._export = None, lambda: None
         return run
@@ -326,15 +327,16 @@ class Graphs(nn.Module):
                 place.write_bytes(model)
         return model
 
-    def _compare(self, logits: Logits) -> None:
+    def _compare(self, number: int, output: Tensor) -> None:
         """Exporters err; what they made is believed once it has said what the network says."""
-        error = float((logits - self._expected).abs().amax())
-        scale = float(self._expected.abs().amax().clamp(min=1))
+        name, expected = ("features", "logits", "maps", "logits")[number], self._expected[number]
+        error = float((output - expected).abs().amax())
+        scale = float(expected.abs().amax().clamp(min=1 if name == "logits" else 0))
         eps = max(self._eps, torch.finfo(self.computed).eps)
         if not error <= scale * max(1e-3, 32 * eps):
             hint = "" if self.computed == torch.float32 else "; use dtype=torch.float32"
             raise UnsupportedError(
-                f"{self.name} compiled for {self.backend} in {_dtype_name(self.computed)} gives other logits: they "
+                f"{self.name} compiled for {self.backend} in {_dtype_name(self.computed)} gives other {name}: they "
                 f"differ by {error:.3g} where they are up to {scale:.3g}{hint}"
             )
 

@@ -6,14 +6,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from whatwhere.classifiers.classifier import full_precision
 
 Run = Callable[[Tensor], list[Tensor]]
 """A graph that is ready: images, float32 and contiguous -> its outputs, float32."""
@@ -33,16 +32,20 @@ def part_of(model: Any, wanted: Sequence[int]) -> bytes:
     return model_bytes
 
 
-def on_onnxruntime(model: bytes, shapes: Sequence[tuple[int, ...]], threads: int) -> Run:
-    """An ONNX model in ONNX Runtime, on the CPU; ``shapes`` are those of one image's outputs."""
+def session_of(model: bytes | Path, threads: int) -> Any:
+    """An ONNX model in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
     # its threads must not go on spinning while torch works on what they gave
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def on_onnxruntime(model: bytes, shapes: Sequence[tuple[int, ...]], threads: int) -> Run:
+    """An ONNX model in ONNX Runtime, on the CPU; ``shapes`` are those of one image's outputs."""
+    session = session_of(model, threads)
     (given,), names = session.get_inputs(), [output.name for output in session.get_outputs()]
 
     def run(images: Tensor) -> list[Tensor]:
@@ -137,7 +140,12 @@ def _room(images: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 @contextmanager
 def plain_mode() -> Iterator[None]:
     """No gradients, no inference mode, no autocast, whatever the caller is in."""
-    with torch.inference_mode(False), torch.no_grad(), full_precision(torch.empty(0)):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
         yield
 
 

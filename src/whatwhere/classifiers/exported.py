@@ -22,7 +22,7 @@ from torch import Tensor
 
 from whatwhere.classifiers.classifier import Classifier, undisturbed
 from whatwhere.classifiers.compiled import Look, noise_of
-from whatwhere.classifiers.engines import import_openvino, part_of, plain_mode, quiet
+from whatwhere.classifiers.engines import import_openvino, part_of, plain_mode, quiet, session_of
 from whatwhere.classifiers.graph import Pixels, Whole
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.int8 import Pictures, Quantized, agreement_of, correlation_of, pictures_in, quantize
@@ -155,12 +155,7 @@ def on_onnx(model: Path | bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
         MissingExtraError: ONNX Runtime is not installed.
     """
     with extra("export", "running an ONNX file"):
-        import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    # its threads must not go on spinning while torch works on what they gave
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = session_of(model, torch.get_num_threads())
     (given,) = session.get_inputs()
     return lambda images: list(session.run(None, {given.name: images}))
 

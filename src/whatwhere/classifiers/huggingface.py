@@ -18,8 +18,8 @@ from whatwhere.errors import DataError, UnsupportedError, WhatWhereError, extra
 from whatwhere.images import Preprocess, printable
 
 PREFIX = "hf:"
-_SIDE = 1024
-"""Of the pictures of one colour that an image processor is asked about."""
+_SIDE, _BAR = 1024, 256
+"""Pixels of the pictures that an image processor is asked about, and of a bar in the middle, which no crop cuts."""
 
 
 def transformers_network(
@@ -94,10 +94,12 @@ def configuration(network: nn.Module) -> dict[str, Any]:
 
 
 def _preprocess_of(processor: Any, name: str) -> tuple[Preprocess, bool]:
-    """What an image processor does, measured on pictures of one colour; and whether it gives blue first."""
+    """What an image processor does, measured on plain pictures and a bar; and whether it gives blue first."""
 
-    def given(*colour: int) -> Float[Tensor, "d h w"]:
-        pixels = processor(images=Image.new("RGB", (_SIDE, _SIDE), colour), return_tensors="pt")["pixel_values"]
+    def given(*colour: int, columns: int = _SIDE) -> Float[Tensor, "d h w"]:
+        image = Image.new("RGB", (_SIDE, _SIDE))
+        image.paste(colour, ((_SIDE - columns) // 2, 0, (_SIDE + columns) // 2, _SIDE))
+        pixels = processor(images=image, return_tensors="pt")["pixel_values"]
         if pixels.shape[:2] != (1, 3) or pixels.ndim != 4:
             raise UnsupportedError(
                 f"{printable(name)}: its {type(processor).__name__} gives {tuple(pixels.shape)} for a picture, not "
@@ -121,23 +123,16 @@ def _preprocess_of(processor: Any, name: str) -> tuple[Preprocess, bool]:
         std, mean = std.flip(0), mean.flip(0)
     told = getattr(processor, "resample", None)
     size = black.shape[1], black.shape[2]
+    bar = ((given(255, 255, 255, columns=_BAR)[0].mean() - low[0]) / (high[0] - low[0])).item()
+    shorter = round(bar * size[1] * _SIDE / _BAR)  # what it resizes a picture's shorter side to
     kept: dict[str, Any] = {} if told is None else {"interpolation": Image.Resampling(int(told)).name.lower()}
     return Preprocess(
         size=size,
         mean=tuple(float(f"{one:.7g}") for one in mean),
         std=tuple(float(f"{one:.7g}") for one in std),
-        crop_fraction=_kept(processor, min(size)),
+        crop_fraction=min(1.0, max(size) / shorter),
         **kept,
     ), order[2]
-
-
-def _kept(processor: Any, side: int) -> float:
-    """The share of the shorter side that its centre crop keeps."""
-    resized = dict(getattr(processor, "size", None) or {})
-    short = resized.get("shortest_edge") or min(resized.get("height") or side, resized.get("width") or side)
-    if getattr(processor, "crop_pct", None) and short < 384:  # ConvNeXt's and ResNet's, which resize to more
-        return min(1.0, short / int(short / processor.crop_pct))
-    return min(1.0, side / short) if getattr(processor, "do_center_crop", False) else 1.0
 
 
 def _take_red_first(network: nn.Module, preprocess: Preprocess, name: str) -> None:

@@ -14,7 +14,7 @@ from whatwhere.classifiers.exported import KEY, on_onnx
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.labels import Labels
 from whatwhere.classifiers.split import SplitClassifier
-from whatwhere.errors import DataError, UnsupportedError, WhatWhereError, extra
+from whatwhere.errors import DataError, InputError, UnsupportedError, WhatWhereError, extra
 from whatwhere.images import Preprocess, printable
 from whatwhere.types import ClassMaps, Images, Logits
 
@@ -64,6 +64,7 @@ class OnnxNet(nn.Module):
         super().__init__()
         self.model = file.read_bytes()
         self.run, self.uint8, self.preprocess = on_onnx(self.model), bool(meta["uint8"]), preprocess
+        self.any_size = bool(meta["any_size"]) and not self.uint8
         noise = torch.rand(1, len(preprocess.mean), *preprocess.size, generator=torch.Generator().manual_seed(0))
         logits, maps = self._outputs(noise)
         # of the file, so that a fingerprint of the weights tells two files apart
@@ -91,6 +92,9 @@ class OnnxNet(nn.Module):
 
     def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = images.detach().cpu().float()
+        size, own = tuple(images.shape[2:]), tuple(self.preprocess.size)
+        if size != own and not self.any_size:  # pixels would be resized to that, unseen
+            raise InputError(f"this file takes images of {own} alone, got {size}")
         if self.uint8:  # an input that was a picture is whole levels; resized to its own size it stays as it is
             mean, std = torch.tensor(self.preprocess.mean), torch.tensor(self.preprocess.std)
             levels = (images * std[:, None, None] + mean[:, None, None]).mul(255).round().clamp(0, 255)

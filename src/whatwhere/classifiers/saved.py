@@ -22,6 +22,8 @@ from whatwhere.images import Preprocess, printable
 
 _OWN = ("model", "preprocess", "labels", "thresholds", "trust", "distilled")
 """Tables that say how to build it."""
+_MEASURED = ("measured", "by_class")
+"""Tables that say how good it was: as it was saved, and not otherwise."""
 WEIGHTS, DISTILLED, RUN = "model.safetensors", "distilled.safetensors", "run.toml"
 
 
@@ -76,6 +78,8 @@ def load_run(
 ) -> Classifier:
     """The classifier in a folder that ``save`` wrote; what is given here stands in for what is there.
 
+    With another layer, preprocessing or activation, nothing is said of how good it is.
+
     Raises:
         DataError: the folder is no saved run, or a damaged one.
     """
@@ -113,7 +117,11 @@ def load_run(
     )
     net.options = options
     net.about = {key: told for key, told in run.items() if key not in _OWN}
-    if layer in {None, model.get("layer")}:
+    is_itself = layer in {None, model.get("layer")}
+    if not is_itself or preprocess != Preprocess(**settings) or activation != model["activation"]:
+        for key in _MEASURED:
+            net.about.pop(key, None)
+    if is_itself:
         net.thresholds, net.trusts = thresholds, trusts
         if head is not None:
             load_weights(head, read_weights(folder / DISTILLED), f"{name}/{DISTILLED}")

@@ -21,6 +21,9 @@ NOTES = "notes"
 KEPT = 50
 """Thresholds at which the overlap of every image is kept, for tables of images and galleries."""
 
+AT_ONE = ("GT-known loc", "top-1 loc", "top-5 loc", "mean IoU", "trust ROC AUC", "trusted half", "TPR", "FPR")
+"""Numbers of a method at one threshold, or of what boxes at it are trusted; no longer true where it changes."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:

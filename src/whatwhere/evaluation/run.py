@@ -10,7 +10,7 @@ from whatwhere.classifiers.classifier import Classifier
 from whatwhere.datasets.sample import Dataset
 from whatwhere.errors import DataError, InputError
 from whatwhere.evaluation.evaluate import Plan, chunks_in, evaluate, evaluate_each, plan_of, settings_of
-from whatwhere.evaluation.results import Evaluation
+from whatwhere.evaluation.results import AT_ONE, Evaluation
 from whatwhere.explanation import trust_in
 from whatwhere.images import printable
 from whatwhere.regions.trust import Signals, fitted
@@ -103,9 +103,10 @@ def calibrate(
 ) -> dict[str, float]:
     """Choose each method's threshold on a small boxed set, and fit how far its boxes are to be trusted.
 
-    The threshold is the one at which MaxBoxAcc is reached. Trust is fitted at it, from where it stood, and stays
-    there where all boxes are right, or all wrong. The classifier keeps both, ``explain`` takes them, and ``save``
-    writes them with it. What is measured afterwards is measured on other images.
+    The threshold is the one at which MaxBoxAcc is reached. Trust is fitted at it, from what it is without a fit, and
+    is that where all boxes are right, or all wrong. The classifier keeps both, ``explain`` takes them, and ``save``
+    writes them with it; what its run said of boxes at another threshold is gone from it. What is measured afterwards
+    is measured on other images.
 
     Returns:
         The thresholds.
@@ -123,6 +124,9 @@ def calibrate(
         )
     thresholds = {name: float(share) for name, share in found.items() if share is not None}
     net.thresholds.update(thresholds)
+    if measured := net.about.get("measured"):
+        stale = {f"{name} {number}" for name in thresholds for number in AT_ONE}
+        net.about = net.about | {"measured": {key: one for key, one in measured.items() if key not in stale}}
     again = evaluate(net, dataset, plan_of(list(thresholds), batch=batch, baselines=False, mapping=mapping))
     for name in thresholds:
         net.trusts.pop(name, None)

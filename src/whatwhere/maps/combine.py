@@ -109,7 +109,9 @@ def mean_of(looks: Sequence[Tensor]) -> Maps:
 def _look(trace: Trace, images: Images) -> Trace:
     try:
         return trace.net.trace(images)
-    except (RuntimeError, AssertionError, InputError) as error:  # somebody else's code, or compiled for one size
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # somebody else's code, or made for one size
         raise UnsupportedError(
             f"{trace.net.name} does not take images {tuple(images.shape[2:])}: {error}; leave scales at (1.0,)"
         ) from error

@@ -25,6 +25,7 @@ def distilled(trace: Trace, score: Score) -> Maps:
     """
     head = trace.net.distilled
     if head is None:
+        _ = trace.net.inner  # a compiled one, or a file, says that there is nothing to read in it
         raise UnsupportedError(f"{trace.net.name} has no distilled head; whatwhere distill trains one. Use gradcam")
     maps = told(trace, score).detach()
     with undisturbed(head), torch.no_grad(), full_precision(maps):

@@ -225,7 +225,7 @@ def grid_of(size: tuple[int, ...], cells: int = CELLS) -> Size:
     """The size of a grid over a picture: as many cells as it has pixels, or at most so many, of its shape."""
     H, W = size
     scale = min(1.0, (cells / (H * W)) ** 0.5)
-    y = max(1, round(H * scale))
+    y = max(1, min(round(H * scale), cells))
     return y, max(1, min(round(W * scale), cells // y)) if scale < 1 else W
 
 

@@ -26,6 +26,7 @@ from whatwhere.explanation import Explanation, explain_inputs
 from whatwhere.geometry import Frame
 from whatwhere.images import Photo
 from whatwhere.maps.distilled import told
+from whatwhere.maps.shape import unit
 from whatwhere.presets import find_preset
 from whatwhere.scores import of_class
 from whatwhere.training.bank import room_for
@@ -207,8 +208,10 @@ def _asked(
 def to_network(heat: Heat, frame: Frame, size: tuple[int, int]) -> Float[np.ndarray, "y x"]:
     """Heat of the original on a grid over the network's input; 0 where that is padding."""
     (h, w), seen, placed = frame.network, frame.seen, frame.placed
-    edges = [round(edge) for edge in (seen.y0, seen.y1, seen.x0, seen.x1)]
-    shown = heat[max(edges[0], 0) : edges[1], max(edges[2], 0) : edges[3]]
+    top, left = (
+        min(max(round(edge), 0), side - 1) for edge, side in zip((seen.y0, seen.x0), heat.shape, strict=True)
+    )
+    shown = heat[top : max(round(seen.y1), top + 1), left : max(round(seen.x1), left + 1)]
     inside = round(placed.width), round(placed.height)
     way = cv2.INTER_AREA if inside[0] * inside[1] < shown.size else cv2.INTER_LINEAR
     whole = np.zeros((h, w), np.float32)
@@ -272,8 +275,7 @@ def _threshold(head: DistilledHead, lessons: Lessons, batch: int) -> tuple[float
     for start in range(0, n, batch):
         chosen = np.arange(start, min(start + batch, n))
         with undisturbed(head), torch.no_grad():
-            maps = head(*_batch(lessons, chosen, device)).sigmoid().cpu()
-        maps = maps / maps.amax((1, 2), keepdim=True)
+            maps = unit(head(*_batch(lessons, chosen, device)).sigmoid().cpu())  # as ``explain`` has them
         masks = lessons.masks[chosen] > 0.5
         for number, share in enumerate(SHARES.tolist()):
             own = maps > share
