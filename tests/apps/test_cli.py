@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from PIL import Image
 from scenes import boxed_scene
 from typer.testing import CliRunner
@@ -295,6 +296,27 @@ def test_calibrate_saves_a_threshold_that_explain_takes(tmp_path, photos):
     assert shares.keys() == {"gradcam", "layercam"}
     seen = run("explain", photos[0], "--model", tmp_path / "run", "--json")
     assert json.loads(seen.stdout)["threshold"] == pytest.approx(float(shares["gradcam"].split()[0]))
+
+
+@pytest.mark.parametrize("command", ["calibrate", "distill"])
+def test_the_run_of_another_model_is_not_written_over(tmp_path, photos, command):
+    other = whatwhere.load()
+    with torch.no_grad():
+        next(other.network.parameters()).mul_(2)
+    whatwhere.save(other, tmp_path / "other")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()}
+    result = run(command, "efficientnet-lite0", photos[0].parent, "--to", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "holds the run of another model; choose another folder" in result.stderr
+    assert {file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()} == before
+
+
+def test_a_file_where_a_folder_goes_is_named(tmp_path, photos):
+    (tmp_path / "seen").write_text("mine")
+    result = run("explain", photos[0], "--out", tmp_path / "seen")
+    assert result.exit_code == 1
+    assert "seen: wanted a folder to write to, and this is a file" in result.stderr
+    assert (tmp_path / "seen").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -143,11 +143,13 @@ def calibrate(
     """Choose the threshold of boxes and masks on a small set that has them, and save it with the model."""
     with errors_said():
         import whatwhere
+        from whatwhere.classifiers.saved import check_no_other
         from whatwhere.evaluation.run import calibrate as chosen
         from whatwhere.reports.card import write_card
 
         keep_freed_memory()
         net, dataset, known = _loaded(_asked(model, data, split, layout, mapping, images, layer, weights, device))
+        check_no_other(net, to)
         found = chosen(net, dataset, [name.strip() for name in methods.split(",")], batch=batch, mapping=known)
         whatwhere.save(net, to)
         write_card(net, to)
