@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1])
 meta = json.loads(session.get_modelmeta().custom_metadata_map["whatwhere"])
-picture = Image.open(sys.argv[2]).convert("RGB")
+picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
 logits, maps, box = session.run(None, {"images": np.asarray(picture)[None]})
 best = logits[0].argmax()
 if meta["activation"] == "sigmoid":  # any number of classes in a picture

@@ -55,6 +55,18 @@ def test_in_python(folder):
     assert pixels(folder / "seen.png").shape == pixels(folder / "picture.jpg").shape
 
 
+def test_a_picture_that_lies_is_seen_upright(folder):
+    upright = Image.open(folder / "picture.jpg")
+    lying, orientation = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    orientation[0x112] = 6  # to be turned clockwise
+    lying.save(folder / "lying.png", exif=orientation)
+    words = [sys.executable, str(EXAMPLES / "where.py"), "model.onnx", "lying.png", "lain.png"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert np.abs(np.array(done.stdout.split()[-4:], int) - [40, 0, 401, 300]).max() <= 3
+    assert pixels(folder / "lain.png").shape == pixels(folder / "picture.jpg").shape
+
+
 def test_sigmoid_in_python(sigmoid):
     folder, probability = sigmoid
     words = [sys.executable, str(EXAMPLES / "where.py"), "model.onnx", "picture.jpg", "seen.png"]
