@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import whatwhere
 from whatwhere.apps.cli import app
+from whatwhere.datasets import open_dataset
 
 SCHEMA = json.loads(Path(whatwhere.__path__[0], "reports", "explanation.schema.json").read_text())
 
@@ -247,6 +248,9 @@ def test_evaluate_prints_a_table_and_writes_a_page(scenes_on_disk, tmp_path):
     words = ["evaluate", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
     result = run(*words, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
+    assert (
+        result.stderr.splitlines()[0] == f"on {scenes_on_disk.name}, val: {len(open_dataset(scenes_on_disk))} images"
+    )
     assert "MaxBoxAccV2" in result.stdout
     assert "centre Gaussian" in result.stdout
     names = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -45,7 +45,8 @@ def annotate(
     model: Annotated[
         str,
         typer.Option(
-            help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, hf:FOLDER, or a saved run's folder."
+            help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, hf:FOLDER, a saved run's folder, or an "
+            "exported .onnx file."
         ),
     ] = "efficientnet-lite0",
     formats: Annotated[

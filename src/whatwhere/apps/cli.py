@@ -43,8 +43,8 @@ app = typer.Typer(
 ModelOption = Annotated[
     str,
     typer.Option(
-        help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, hf:FOLDER or hf:NAME (transformers), or a "
-        "saved run's folder."
+        help="efficientnet-lite0 (embedded), timm/NAME, torchvision/NAME, hf:FOLDER or hf:NAME (transformers), a "
+        "saved run's folder, or an exported .onnx file."
     ),
 ]
 

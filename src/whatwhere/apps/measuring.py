@@ -96,7 +96,8 @@ def compare(
     model: ModelArgument,
     data: DataArgument,
     methods: Annotated[
-        str, typer.Option(help="Names with commas between them, or all; those that do not apply are left out.")
+        str,
+        typer.Option(help="Names with commas between them; or all, less those that do not apply."),
     ] = "gradcam,layercam,hirescam,eigencam",
     protocol: ProtocolOption = "half-open",
     split: SplitOption = None,
@@ -285,6 +286,7 @@ def _reported(evaluation: Any, net: Any, dataset: Any, out: Path | None) -> None
     from whatwhere.reports.evaluation import columns_of, rows_of, said, write_evaluation
 
     _name_failed(evaluation)
+    stderr.print(f"on {escape(dataset.name)}: {len(dataset)} images", highlight=False, soft_wrap=True)
     if evaluation.left_out:
         stderr.print(f"{evaluation.left_out} images show none of the model's classes", highlight=False)
     if parts := missing(evaluation):

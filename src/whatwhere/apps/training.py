@@ -100,7 +100,7 @@ def train(
 def distill(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, or as --model of the others.")],
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Pictures like those it is for; boxes are not looked at.")
+        Path, typer.Argument(metavar="DATA", help="Labelled pictures like those it is for; boxes are not looked at.")
     ],
     to: Annotated[
         Path | None, typer.Option(help="Folder for the model with its head. \\[default: the run itself]")
