@@ -160,7 +160,7 @@ async def _kept(self: Any, source: Any) -> Any:
     return await gr.Image.async_move_resource_to_block_cache(self, source)
 
 
-def _as_it_is(self: Any, uploaded: Any) -> str | None:
+def _as_it_is(self: Any, uploaded: Any) -> Any:
     """The file's path; Gradio would clip 16 bits to 8, and say its paths of what it cannot read."""
     return uploaded.path if uploaded else None
 
