@@ -6,12 +6,14 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from PIL import Image
 from scenes import boxed_scene
 from typer.testing import CliRunner
 
 import whatwhere
 from whatwhere.apps.cli import app
+from whatwhere.datasets import open_dataset
 
 SCHEMA = json.loads(Path(whatwhere.__path__[0], "reports", "explanation.schema.json").read_text())
 
@@ -246,6 +248,9 @@ def test_evaluate_prints_a_table_and_writes_a_page(scenes_on_disk, tmp_path):
     words = ["evaluate", "efficientnet-lite0", scenes_on_disk, "--map", scenes_on_disk / "map.csv"]
     result = run(*words, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
+    assert (
+        result.stderr.splitlines()[0] == f"on {scenes_on_disk.name}, val: {len(open_dataset(scenes_on_disk))} images"
+    )
     assert "MaxBoxAccV2" in result.stdout
     assert "centre Gaussian" in result.stdout
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -295,6 +300,27 @@ def test_calibrate_saves_a_threshold_that_explain_takes(tmp_path, photos):
     assert shares.keys() == {"gradcam", "layercam"}
     seen = run("explain", photos[0], "--model", tmp_path / "run", "--json")
     assert json.loads(seen.stdout)["threshold"] == pytest.approx(float(shares["gradcam"].split()[0]))
+
+
+@pytest.mark.parametrize("command", ["calibrate", "distill"])
+def test_the_run_of_another_model_is_not_written_over(tmp_path, photos, command):
+    other = whatwhere.load()
+    with torch.no_grad():
+        next(other.network.parameters()).mul_(2)
+    whatwhere.save(other, tmp_path / "other")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()}
+    result = run(command, "efficientnet-lite0", photos[0].parent, "--to", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "holds the run of another model; choose another folder" in result.stderr
+    assert {file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()} == before
+
+
+def test_a_file_where_a_folder_goes_is_named(tmp_path, photos):
+    (tmp_path / "seen").write_text("mine")
+    result = run("explain", photos[0], "--out", tmp_path / "seen")
+    assert result.exit_code == 1
+    assert "seen: wanted a folder to write to, and this is a file" in result.stderr
+    assert (tmp_path / "seen").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

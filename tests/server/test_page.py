@@ -14,8 +14,10 @@ import urllib.request
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import whatwhere
+from whatwhere.reports.picture import caption
 
 pytest.importorskip("gradio", reason="the extra serve brings gradio")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev brings playwright")
@@ -162,6 +164,12 @@ def test_examples_layers_models_and_what_is_no_picture(address, browser, net, ph
     page.get_by_text("image:").wait_for()
     page.get_by_label("Remove Image").click()
 
+    words = tmp_path / "words.jpg"
+    words.write_text("no picture")
+    page.locator("#picture input[type=file]").set_input_files(words)
+    page.get_by_text("got 10 bytes that are none").wait_for()
+    page.get_by_label("Remove Image").click()
+
     (other,) = whatwhere.explain(net, photos[1])
     assert other.label != known.label
     page.evaluate(
@@ -177,6 +185,21 @@ def test_examples_layers_models_and_what_is_no_picture(address, browser, net, ph
     page.get_by_label("Paste from clipboard").click()
     sync_api.expect(said).to_contain_text(other.label.upper(), timeout=60_000)
     context.close()
+
+
+def test_odd_pictures_are_seen_as_the_library_sees_them(address, browser, net, tmp_path):
+    deep, long = tmp_path / "deep.png", tmp_path / "long.png"
+    grey = np.linspace(0, 65_535, 60 * 80).reshape(60, 80).astype(np.uint16)
+    Image.fromarray(grey).save(deep)
+    Image.new("RGB", (17_000, 2), "red").save(long)
+    for file in (deep, long):
+        page = browser.new_page()
+        page.goto(address)
+        page.locator("#picture input[type=file]").set_input_files(file)
+        (known,) = whatwhere.explain(net, file)
+        sync_api.expect(page.locator("#said")).to_contain_text(caption(known), timeout=60_000)
+        page.wait_for_selector("#where img")
+        page.close()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from PIL import Image
 
 import whatwhere
 from whatwhere.regions.rle import decode
-from whatwhere.server.view import as_coco, as_npy, as_png, at_threshold, shown
+from whatwhere.server.view import as_coco, as_npy, as_png, at_threshold, reduced, shown
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +42,8 @@ def test_nothing_is_laid_over_at_no_opacity(one):
     inner = (slice(int(box.y0) + 20, int(box.y0) + 60), slice(int(box.x0) + 20, int(box.x0) + 60))
     grey = one.pixels @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(shown(one, 0.0)[inner], (one.pixels / 2 + grey[..., None] / 2)[inner], atol=1.5)
+
+
+def test_a_picture_is_no_longer_than_webp_holds():
+    assert reduced(np.zeros((1, 20_000, 3), np.uint8)).shape == (1, 16_383, 3)
+    assert reduced(np.full((3, 5, 3), 7, np.uint8)).tolist() == np.full((3, 5, 3), 7).tolist()

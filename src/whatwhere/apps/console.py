@@ -50,6 +50,9 @@ def errors_said() -> Iterator[None]:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+    except FileExistsError as error:
+        complain("error", DataError(f"{error.filename}: wanted a folder to write to, and this is a file"))
+        raise typer.Exit(1) from None
     except OSError as error:  # of what is written; what is read has errors of its own
         complain("error", error)
         raise typer.Exit(1) from None

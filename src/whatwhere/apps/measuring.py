@@ -96,7 +96,8 @@ def compare(
     model: ModelArgument,
     data: DataArgument,
     methods: Annotated[
-        str, typer.Option(help="Names with commas between them, or all; those that do not apply are left out.")
+        str,
+        typer.Option(help="Names with commas between them; or all, less those that do not apply."),
     ] = "gradcam,layercam,hirescam,eigencam",
     protocol: ProtocolOption = "half-open",
     split: SplitOption = None,
@@ -143,11 +144,13 @@ def calibrate(
     """Choose the threshold of boxes and masks on a small set that has them, and save it with the model."""
     with errors_said():
         import whatwhere
+        from whatwhere.classifiers.saved import check_no_other
         from whatwhere.evaluation.run import calibrate as chosen
         from whatwhere.reports.card import write_card
 
         keep_freed_memory()
         net, dataset, known = _loaded(_asked(model, data, split, layout, mapping, images, layer, weights, device))
+        check_no_other(net, to)
         found = chosen(net, dataset, [name.strip() for name in methods.split(",")], batch=batch, mapping=known)
         whatwhere.save(net, to)
         write_card(net, to)
@@ -283,6 +286,7 @@ def _reported(evaluation: Any, net: Any, dataset: Any, out: Path | None) -> None
     from whatwhere.reports.evaluation import columns_of, rows_of, said, write_evaluation
 
     _name_failed(evaluation)
+    stderr.print(f"on {escape(dataset.name)}: {len(dataset)} images", highlight=False, soft_wrap=True)
     if evaluation.left_out:
         stderr.print(f"{evaluation.left_out} images show none of the model's classes", highlight=False)
     if parts := missing(evaluation):

@@ -100,7 +100,7 @@ def train(
 def distill(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, or as --model of the others.")],
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Pictures like those it is for; boxes are not looked at.")
+        Path, typer.Argument(metavar="DATA", help="Labelled pictures like those it is for; boxes are not looked at.")
     ],
     to: Annotated[
         Path | None, typer.Option(help="Folder for the model with its head. \\[default: the run itself]")
@@ -119,7 +119,7 @@ def distill(
     """
     with errors_said():
         import whatwhere
-        from whatwhere.classifiers.saved import RUN
+        from whatwhere.classifiers.saved import RUN, check_no_other
         from whatwhere.datasets import open_splits
         from whatwhere.reports.card import write_card
         from whatwhere.training.distill import distill as taught
@@ -129,6 +129,7 @@ def distill(
             raise InputError(f"{model} is no run that could be written to; say with --to where it goes")
         out = to or Path(model)
         net = whatwhere.load(model, device=device)
+        check_no_other(net, out)
         dataset = _unboxed(data, split, layout, open_splits)
         dataset = dataset if images is None else dataset.sampled(images)
         watch = Progressing()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
+import torch
 
 from whatwhere.classifiers.around import around
 from whatwhere.classifiers.classifier import Activation, Classifier
@@ -66,6 +67,21 @@ def save(net: Classifier, folder: str | os.PathLike[str]) -> Path:
             write_weights(folder / DISTILLED, head.state_dict())
         run_file.write_text(tomli_w.dumps(run), encoding="utf-8")
     return folder
+
+
+def check_no_other(net: Classifier, folder: str | os.PathLike[str]) -> None:
+    """Refuse to write a classifier over the run of another one, whose weights would be lost.
+
+    Raises:
+        InputError: the folder holds a run with other weights.
+        DataError: it holds a run whose weights cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / RUN).exists():
+        return
+    there, own = read_weights(folder / WEIGHTS), net.network.state_dict()
+    if there.keys() != own.keys() or not all(torch.equal(there[name], own[name].cpu()) for name in own):
+        raise InputError(f"{printable(folder)} holds the run of another model; choose another folder")
 
 
 def load_run(

@@ -134,7 +134,7 @@ class Dataset:
         if not found:
             raise InputError(
                 f"the classifier knows none of the classes of {self.name}: {', '.join(self.classes[:3])}, ...; it "
-                f"knows {', '.join(labels[:3])}, ...; say which is which with a mapping from one to the other"
+                f"knows {', '.join(labels[:3])}, ...; say which is which with a mapping (--map)"
             )
         return found
 

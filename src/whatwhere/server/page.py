@@ -1,6 +1,7 @@
 """The page for people: a picture in, the five most probable classes, and where each is seen."""
 
 import base64
+from abc import ABCMeta
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,7 +17,7 @@ from whatwhere.regions.threshold import mask_of
 from whatwhere.reports.picture import caption
 from whatwhere.server.api import Service
 from whatwhere.server.asked import Asked, Question, answerable
-from whatwhere.server.view import as_coco, as_npy, as_png, at_threshold, shown
+from whatwhere.server.view import as_coco, as_npy, as_png, at_threshold, reduced, shown
 
 with extra("serve", "a page"):
     import gradio as gr
@@ -111,7 +112,7 @@ class Looking:
         try:
             return await self.service.explain(asked, data)
         except TimeoutError as error:
-            raise gr.Error(f"not answered within {self.service.bounds.seconds:g} s") from error
+            raise _said(f"not answered within {self.service.bounds.seconds:g} s") from error
 
 
 def layers_of(service: Service, model: str) -> list[str]:
@@ -131,11 +132,11 @@ def _drawn(seen: Seen | None, threshold: float, opacity: float) -> tuple[Any, An
         "box " + ", ".join(f"{edge:.0f}" for edge in one.box.to_list()) if one.box else "nowhere"
     )
     if seen.other is None:
-        return shown(one, opacity), gr.update(value=None, visible=False), said
+        return reduced(shown(one, opacity)), gr.update(value=None, visible=False), said
     other = at_threshold(seen.other, threshold)
     return (
-        shown(one, opacity),
-        gr.update(value=shown(other, opacity), visible=True),
+        reduced(shown(one, opacity)),
+        gr.update(value=reduced(shown(other, opacity)), visible=True),
         f"{said}. Beside it **{caption(other)}** by {other.method}; the regions' IoU is {_overlap(one, other):.2f}",
     )
 
@@ -147,19 +148,26 @@ def _overlap(one: Explanation, other: Explanation) -> float:
     return int((first & second).sum()) / union if union else 0.0
 
 
-def _said(error: Exception) -> gr.Error:
-    return gr.Error(str(error), duration=8)
+def _said(what: Exception | str) -> gr.Error:
+    """An error for the person who made it, and not for the log."""
+    return gr.Error(str(what), duration=8, print_exception=False)
 
 
-def _kept(move: Callable[[Any], Any]) -> Callable[[Any], Any]:
+async def _kept(self: Any, source: Any) -> Any:
     """Gradio's own way of an input into its folder, but for addresses, which it would fetch."""
+    if not Path(str(source)).is_absolute():
+        raise _said("a picture is uploaded; no address is fetched")
+    return await gr.Image.async_move_resource_to_block_cache(self, source)
 
-    async def kept(source: Any) -> Any:
-        if not Path(str(source)).is_absolute():
-            raise gr.Error("a picture is uploaded; no address is fetched")
-        return await move(source)
 
-    return kept
+def _as_it_is(self: Any, uploaded: Any) -> Any:
+    """The file's path; Gradio would clip 16 bits to 8, and say its paths of what it cannot read."""
+    return uploaded.path if uploaded else None
+
+
+# a class, since Gradio builds components anew for a visitor; made past its metaclass, which writes a file beside this
+_OWN = {"async_move_resource_to_block_cache": _kept, "preprocess": _as_it_is}
+Upload: Any = ABCMeta.__new__(type(gr.Image), "Image", (gr.Image,), _OWN)
 
 
 def _page(service: Service) -> Any:
@@ -205,11 +213,8 @@ def _page(service: Service) -> Any:
         state = gr.State(None, time_to_live=KEPT_SECONDS)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                picture = gr.Image(
+                picture = Upload(
                     label="Picture", type="filepath", sources=["upload", "clipboard"], height=250, elem_id="picture"
-                )
-                vars(picture)["async_move_resource_to_block_cache"] = _kept(
-                    picture.async_move_resource_to_block_cache
                 )
                 examples = sorted(str(one) for one in Path(str(files("whatwhere") / "photos")).glob("*.jpg"))
                 gr.Examples(examples, picture, label="Examples", cache_examples=False)
@@ -289,7 +294,7 @@ def _file(name: str, kind: str, make: Callable[[Explanation, float], bytes]) -> 
 
     def made(seen: Seen | None, threshold: float, opacity: float) -> str:
         if seen is None:
-            raise gr.Error("wanted a picture first", duration=5)
+            raise _said("wanted a picture first")
         data = make(at_threshold(seen.one, threshold), opacity)
         return f"{name}|{kind}|{base64.b64encode(data).decode()}"
 

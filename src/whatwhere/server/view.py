@@ -15,6 +15,8 @@ from whatwhere.regions.threshold import Threshold
 from whatwhere.reports.picture import outline, overlay
 from whatwhere.types import Pixels
 
+_LONGEST = 16_383  # pixels of a side that WebP holds
+
 
 def at_threshold(one: Explanation, threshold: Threshold) -> Explanation:
     """The same explanation with another threshold; its heat, which may have cost much, goes with it."""
@@ -29,6 +31,13 @@ def shown(one: Explanation, opacity: float) -> Pixels:
     pen, thick = ImageDraw.Draw(picture), max(2, round(max(one.size) / 240))
     for rank, box in reversed(list(enumerate(one.boxes))):
         outline(pen, box, (255, 255, 255), thick=thick if rank == 0 else max(1, thick // 3))
+    return np.asarray(picture)
+
+
+def reduced(pixels: Pixels) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture no longer than a page's WebP may be, in proportion."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_LONGEST, _LONGEST))
     return np.asarray(picture)
 
 
