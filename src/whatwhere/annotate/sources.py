@@ -209,9 +209,9 @@ class StoredFiles:
         path = self.path(folder)
         found = self.files.ls(path, detail=True)
         self.files.invalidate_cache(path)  # what has been walked through is not kept
-        names = ((one["name"].rstrip("/"), one["type"] == "directory") for one in found)
-        # a folder may be an object itself, of no bytes
-        named = ((name.rpartition("/")[2], is_folder) for name, is_folder in names if name.strip("/") != path.strip("/"))
+        own = path.strip("/")  # a folder may be an object itself, of no bytes
+        names = ((one["name"].strip("/"), one["type"] == "directory") for one in found)
+        named = ((name.rpartition("/")[2], is_folder) for name, is_folder in names if name != own)
         return sorted(one for one in named if one[0])
 
     def open(self, name: str) -> Any:
