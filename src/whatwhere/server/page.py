@@ -109,7 +109,8 @@ class Looking:
 
     async def _answer(self, data: bytes, asked: Asked) -> list[Explanation]:
         try:
-            return await self.service.explain(asked, data)
+            async with self.service.explained(asked, data) as found:
+                return found
         except TimeoutError as error:
             raise gr.Error(f"not answered within {self.service.bounds.seconds:g} s") from error
 
