@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -209,8 +209,8 @@ def _reads(answers: Sequence[Answer]) -> list[Read]:
 
 
 def digest_of_model(net: Classifier) -> str:
-    """What tells one model from another: weights, labels, preprocessing, where it is split."""
-    told = {
+    """What tells one model from another: weights, labels, preprocessing, where it is split, its trust in boxes."""
+    told: dict[str, Any] = {
         "labels": list(net.labels),
         "preprocess": asdict(net.preprocess),
         "activation": net.activation,
@@ -218,6 +218,8 @@ def digest_of_model(net: Classifier) -> str:
         "options": net.options,
         "layer": net.layer if isinstance(net, HookedClassifier) else None,
     }
+    if net.trusts:
+        told["trusts"] = net.trusts
     found = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     state = net.network.state_dict()
     if net.distilled is not None:
