@@ -1,11 +1,14 @@
 """Files that belong together are found together, whenever the process that writes them ends."""
 
+import errno
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
-from whatwhere.files import together
+from whatwhere.errors import InputError
+from whatwhere.files import held, together
 
 NAMES = ("weights", "sidecar", "graph")
 DYING = """
@@ -55,3 +58,14 @@ def test_what_fails_leaves_what_was_there(tmp_path):
         files[1].write_text(str(1 / 0))
     assert [file.name for file in tmp_path.iterdir()] == ["graph"]
     assert (tmp_path / "graph").read_text() == "old"
+
+
+@pytest.mark.parametrize("why", [errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOSYS])
+def test_a_file_is_held_or_there_are_no_locks(tmp_path, monkeypatch, why):
+    def locked(*_):
+        raise OSError(why, "")
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", locked)
+    is_held = why == errno.EWOULDBLOCK
+    with pytest.raises(InputError, match="another process") if is_held else nullcontext(), held(tmp_path / "lock"):
+        assert not is_held

@@ -80,8 +80,10 @@ def held(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"{path.parent}: another process is at work in this folder") from None
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(file)

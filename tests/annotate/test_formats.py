@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import warnings
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,7 +25,7 @@ from whatwhere.annotate.rows import Row, failed_row
 from whatwhere.annotate.run import write_formats
 from whatwhere.annotate.sources import source_of
 from whatwhere.datasets import open_dataset
-from whatwhere.errors import InputError
+from whatwhere.errors import DataError, InputError
 from whatwhere.regions import rle
 
 pytest.importorskip("pyarrow")
@@ -267,6 +268,103 @@ def test_csv_by_its_reader(found):
     ]
     assert [rows[0][edge] for edge in ("x0", "y0", "x1", "y1")] == ["11", "7", "12", "8"]
     assert (rle.decode(json.loads(rows[1]["rle"])) == masks()[0]).all()
+
+
+def written(base: Path, names: dict[str, Path | str], source: Path) -> Annotations:
+    """A run of pictures, by their names in the source and where they are made; a cross in each."""
+    for place in names.values():
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene(1, (H, W))[0]).save(str(place), "PNG")
+    out = base / "out"
+    tidy(out)
+    images, digest = write_list(source_of(str(source)).items(), out, 512)
+    items = list(source_of(str(source)).items())
+    assert [one.name for one in items] == list(names)
+    told = {"method": "cam", "max_pixels": 10**6}, "m", "net", LABELS, str(source), source_of(str(source)).root
+    Told(*told, images, 512, digest).save(out)
+    write_part(out, 0, [row(i, one.path, masks()[1], 0.9) for i, one in enumerate(items)])
+    return Annotations(out)
+
+
+def in_folder(base: Path, *names: str) -> Annotations:
+    return written(base, {name: base / "pictures" / name for name in names}, base / "pictures")
+
+
+BOX = (26.0, 5.0, 54.0, 25.0)
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
+def test_what_is_written_is_a_data_set_of_ours(tmp_path, form):
+    """Names with spaces, dots, folders called images, twice the same, and too long for a file's name."""
+    y, x = np.nonzero(masks()[1])
+    assert (x.min(), y.min(), x.max() + 1, y.max() + 1) == BOX
+    long = "é" * 60
+    names = ["a b.png", "a.b.png", "a.jpg", "a.png", "images/c.png", "x/images/images/d.png", f"{long}/{long}/x.png"]
+    found = in_folder(tmp_path, *names)
+    write_formats(found, [form])
+    dataset = open_dataset(found.folder / form / "instances.json" if form == "coco" else found.folder / form)
+    assert {one.path.resolve() for one in dataset} == {tmp_path / "pictures" / name for name in names}
+    assert len(dataset) == len({one.path for one in dataset}) == len(names)
+    for one in dataset:
+        ((box,),) = one.boxes.values()
+        assert np.allclose(box.to_list(), BOX, atol=1e-3)
+        assert one.photo().size == (H, W)
+
+
+def test_names_that_become_one(tmp_path):
+    found = in_folder(tmp_path, *(f"{'x' * 240}{odd}.png" for odd in "#$%&"))
+    for form, folder in (("yolo", "images"), ("voc", "JPEGImages")):
+        write_formats(found, [form])
+        names = sorted(path.name for path in (found.folder / form / folder).iterdir())
+        assert names == [f"{'x' * 196}{again}.png" for again in ("-2", "-3", "-4", "")]
+
+
+def test_coco_of_pictures_whose_first_has_gone(tmp_path):
+    found = in_folder(tmp_path, "a.png", "b.png")
+    write_formats(found, ["coco"])
+    (tmp_path / "pictures" / "a.png").unlink()
+    assert len(open_dataset(found.folder / "coco" / "instances.json")) == 2
+    (tmp_path / "pictures" / "b.png").unlink()
+    with pytest.raises(DataError, match=r"found nowhere near: a\.png"):
+        open_dataset(found.folder / "coco" / "instances.json")
+
+
+def test_label_studio_of_a_list_that_names_pictures_elsewhere(tmp_path):
+    lists, other = tmp_path / "lists", tmp_path / "other é" / "b.png"
+    lists.mkdir()
+    names = {"a.png": lists / "a.png", "../c.png": tmp_path / "c.png", str(other): other}
+    names["/dev/shm/../shm/x.png"] = tmp_path / "far.png"
+    (lists / "list.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    write_formats(written(tmp_path, names, lists / "list.txt"), ["labelstudio"])
+    tasks = json.loads((tmp_path / "out" / "labelstudio" / "tasks.json").read_text())
+    assert [task["data"]["image"].removeprefix("/data/local-files/?d=") for task in tasks] == [
+        "lists/a.png",
+        "c.png",
+        "other%20%C3%A9/b.png",
+        "dev/shm/x.png",
+    ]
+
+
+def test_folders_whose_names_are_no_text(tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xff")
+    found = in_folder(odd, "a.png")
+    for folder in write_formats(found, list(FORMATS)):
+        assert any(folder.iterdir())
+    task = json.loads((odd / "out" / "labelstudio" / "tasks.json").read_text())[0]
+    assert task["data"]["image"].endswith("?d=pictures/a.png")
+    assert len(open_dataset(odd / "out" / "coco" / "instances.json")) == 1
+
+
+def test_csv_of_odd_names_and_wide_pictures(tmp_path):
+    found = in_folder(tmp_path, "a\rb.png", 'c"\n,.png')
+    wide = np.zeros((1, 1_234_570), bool)
+    wide[:, 1_234_567:] = True
+    write_part(found.folder, 1, [row(2, "wide.png", wide, 0.9)])
+    write_formats(found, ["csv"])
+    with (found.folder / "csv" / "annotations.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [one["path"] for one in rows] == ["a\rb.png", 'c"\n,.png', "wide.png"]
+    assert [rows[2][edge] for edge in ("x0", "y0", "x1", "y1")] == ["1234567", "0", "1234570", "1"]
 
 
 def test_formats_are_written_anew_and_others_refused(found):

@@ -1,6 +1,7 @@
 """Rows are those of ``explain``, whoever makes them; what was begun otherwise, or elsewhere, is refused."""
 
 import resource
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -13,11 +14,12 @@ from PIL import Image
 from scenes import deep_head_net, gap_net, plain, red_net, scene, tight
 
 import whatwhere
+from whatwhere.annotate.formats import FORMATS
 from whatwhere.annotate.listing import LIST
 from whatwhere.annotate.looking import Looker, Settings, digest_of_model, settings_for
 from whatwhere.annotate.parts import RUN, Annotations, part_file, parts_done
 from whatwhere.annotate.reading import Failed, Read, Reader
-from whatwhere.annotate.run import annotate
+from whatwhere.annotate.run import annotate, write_formats
 from whatwhere.annotate.sources import Item
 from whatwhere.annotate.workers import Workers
 from whatwhere.errors import DataError, InputError, UnsupportedError
@@ -167,6 +169,25 @@ def test_two_at_once_in_one_folder(pictures, tmp_path):
     (tmp_path / "out").mkdir()
     with held(tmp_path / "out" / ".lock"), pytest.raises(InputError, match="another process is at work"):
         annotate(red(), str(pictures), tmp_path / "out")
+
+
+def test_no_other_run_tidies_up_while_formats_are_written(whole, monkeypatch):
+    def written(found, folder):
+        with pytest.raises(InputError, match="another process is at work"):
+            annotate(red(), found.told.root, found.folder, batch=2, part=4, workers=1, resume=True)
+        (folder / "done").touch()
+
+    monkeypatch.setitem(FORMATS, "csv", written)
+    (folder,) = write_formats(whole, ["csv"])
+    assert [one.name for one in folder.iterdir()] == ["done"]
+    shutil.rmtree(folder)
+
+
+def test_the_source_is_no_folder_to_write_to(pictures):
+    for source in (pictures, pictures / "*.png"):
+        with pytest.raises(InputError, match="taken for the source's"):
+            annotate(red(), str(source), pictures)
+    assert not (pictures / ".lock").exists()
 
 
 def test_a_full_disk_is_said_and_gone_on_from(pictures, whole, tmp_path):
@@ -331,6 +352,9 @@ def test_the_digest_is_of_what_decides():
         digest_of_model(whatwhere.load(gap_net(SIZE), preprocess=plain(SIZE))),
     }
     assert len(digests) == 5
+    trusted = red()
+    trusted.trusts["cam"] = (1.0, 1.0, 1.0, 1.0, 0.0)  # as calibrate leaves them
+    assert digest_of_model(trusted) not in digests
     assert digest_of_model(red()) == digest_of_model(red())
 
 

@@ -9,7 +9,7 @@ from scenes import plain
 
 from whatwhere.annotate.listing import Listing, write_list
 from whatwhere.annotate.reading import Failed, Read, Reader
-from whatwhere.annotate.sources import Item, digest_of, matches, source_of
+from whatwhere.annotate.sources import Item, LocalFiles, digest_of, matches, source_of
 from whatwhere.errors import DataError, InputError
 
 pytest.importorskip("pyarrow")
@@ -77,6 +77,24 @@ def test_a_pattern(tree):
     assert source_of(f"{tree}/a/*.png").root == str(tree / "a")
 
 
+def test_a_pattern_looks_into_no_folder_that_it_does_not_name(tree, monkeypatch):
+    looked = []
+    plainly = LocalFiles.entries
+    monkeypatch.setattr(LocalFiles, "entries", lambda self, name: looked.append(name) or plainly(self, name))
+    assert names(f"{tree}/*.png") == ["a.png", "b.png"]
+    assert names(f"{tree}/*/deep/*.png") == ["a/deep/er.png"]
+    assert looked == ["", "", "a", "a/deep"]
+
+
+def test_a_folder_however_deep(tmp_path, monkeypatch):
+    def entries(_, folder):
+        return [("d", True)] if folder.count("/") < 1500 else [("x.png", False)]
+
+    monkeypatch.setattr(LocalFiles, "entries", entries)
+    (item,) = source_of(str(tmp_path)).items()
+    assert item.name == "d/" * 1501 + "x.png"
+
+
 def test_a_file_whose_name_is_a_pattern(tree, a_png):
     (tree / "x[1].png").write_bytes(a_png)
     assert names(tree / "x[1].png") == ["x[1].png"]
@@ -87,6 +105,19 @@ def test_a_list_in_its_own_order_with_any_bytes(tree):
     assert names(tree / "list.txt") == ["b.png", "a/2.png", "b.png", "\udcff.png", str(tree / "a.png")]
 
 
+def test_a_list_that_begins_with_a_mark_of_its_encoding(tree):
+    (tree / "list.txt").write_bytes(b"\xef\xbb\xbfb.png\n\xef\xbb\xbfa.png\n")
+    assert names(tree / "list.txt") == ["b.png", "\ufeffa.png"]
+
+
+def test_a_name_that_no_file_has(tree):
+    (tree / "list.txt").write_bytes(b"x\0.tar\nx\0.png\nb.png\n")
+    archived, picture, other = source_of(str(tree / "list.txt")).items()
+    assert "embedded null byte" in archived.error
+    reader = Reader(str(tree), plain((30, 42)))
+    assert [type(reader(item)) for item in (archived, picture, other)] == [Failed, Failed, Read]
+
+
 def test_a_list_in_parquet(tree):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -95,6 +126,10 @@ def test_a_list_in_parquet(tree):
     assert names(tree / "list.parquet") == ["b.png", "a.png"]
     pq.write_table(pa.table({"label": [1, 2], "other": ["b.png", "a.png"]}), tree / "list.parquet")
     with pytest.raises(DataError, match="wanted a column called path, got label, other"):
+        names(tree / "list.parquet")
+    odd = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff.png"], pa.binary()).buffers())
+    pq.write_table(pa.table({"path": odd}), tree / "list.parquet")
+    with pytest.raises(DataError, match="no paths can be read"):
         names(tree / "list.parquet")
     (tree / "list.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match="no paths can be read"):
@@ -134,6 +169,28 @@ def test_a_damaged_shard_is_an_item_that_says_so(tmp_path, a_png, cut):
     assert len(items) < 2 or cut < 0  # what is cut in its last bytes is found out when it is read
 
 
+def test_a_shard_whose_header_says_nonsense(tmp_path):
+    told = tarfile.TarInfo("a.png")
+    told.size = 1024
+    told.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "10"}
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(told, io.BytesIO(b"x" * 1024))
+    (item,) = source_of(str(tmp_path)).items()
+    assert item.error.startswith("x.tar: ")
+
+
+def test_a_link_inside_a_shard_is_an_item_that_says_so(tmp_path, a_png):
+    archive(tmp_path / "x.tar", {"a.png": a_png})
+    with tarfile.open(tmp_path / "x.tar", "a") as tar:
+        for name, kind in (("b.png", tarfile.LNKTYPE), ("c.png", tarfile.SYMTYPE), ("d", tarfile.SYMTYPE)):
+            told = tarfile.TarInfo(name)
+            told.type, told.linkname = kind, "a.png"
+            tar.addfile(told)
+    first, *links = source_of(str(tmp_path)).items()
+    assert not first.error
+    assert [(one.name, "a link" in one.error) for one in links] == [("x.tar/b.png", True), ("x.tar/c.png", True)]
+
+
 def test_a_compressed_shard_is_refused(tmp_path, a_png):
     archive(tmp_path / "x.tar", {"1.png": a_png})
     (tmp_path / "x.tar.gz").write_bytes(b"")
@@ -142,7 +199,7 @@ def test_a_compressed_shard_is_refused(tmp_path, a_png):
 
 
 @pytest.mark.parametrize("protocol", ["file", "memory"])
-def test_a_store(tree, protocol):
+def test_a_store(tree, a_png, protocol):
     fsspec = pytest.importorskip("fsspec")
     archive(tree / "s.tar", {"1.png": (tree / "b.png").read_bytes()})
     (tree / "list.txt").write_text("b.png\n")
@@ -162,9 +219,45 @@ def test_a_store(tree, protocol):
         assert isinstance(here, Read)
         assert isinstance(there, Read)
         assert (here.digest, here.size) == (there.digest, there.size)
+    if protocol == "memory":
+        store.pipe("/top.png", a_png)
+        assert names("memory://top.png") == names("memory://t*.png") == ["top.png"]
+        assert names("memory://b*/pictures/a/*.png") == ["bucket/pictures/a/2.png"]
+        assert "top.png" in names("memory://")
     gone = away(Item("gone.png"))
     assert isinstance(gone, Failed)
     assert gone.error.startswith("gone.png: ")
+
+
+def test_a_folder_that_is_an_object_of_its_store(tree, monkeypatch):
+    memory = pytest.importorskip("fsspec.implementations.memory").MemoryFileSystem
+    store = memory()
+    store.pipe("/kept/folder/a.png", b"x")
+    plainly = memory.ls
+
+    def listed(self, path, detail=True, **options):
+        own = [{"name": f"{path}/", "type": "directory", "size": 0}] if path.endswith("folder") else []
+        return own + plainly(self, path, detail=detail, **options)
+
+    monkeypatch.setattr(memory, "ls", listed)
+    assert list(source_of("memory://kept/folder").items()) == [Item("a.png")]
+    assert list(source_of("memory://kept").items()) == [Item("folder/a.png")]
+
+
+def test_a_store_that_raises_what_it_likes(monkeypatch):
+    memory = pytest.importorskip("fsspec.implementations.memory").MemoryFileSystem
+    memory().pipe("/shut/a.png", b"x")
+    source = source_of("memory://shut")
+
+    def refused(*_, **__):
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(memory, "ls", refused)
+    (item,) = source.items()
+    assert item == Item(".", error="the folder cannot be listed: no credentials")
+    monkeypatch.setattr(memory, "isdir", refused)
+    with pytest.raises(DataError, match="memory://shut: no credentials"):
+        source_of("memory://shut")
 
 
 def test_the_list_comes_back_part_by_part(tmp_path, monkeypatch):

@@ -214,3 +214,25 @@ def test_the_page_reads_no_path_and_fetches_no_address(address, path, said):
     answer = answers(f"{address}/gradio_api/call/look/{event}")
     assert "event: error" in answer
     assert said in answer
+
+
+def test_the_page_takes_no_more_bytes_than_its_bound(net):
+    from fastapi.testclient import TestClient
+
+    from whatwhere.server.api import Bounds, build_app
+    from whatwhere.server.page import ENVELOPE, with_page
+
+    bound = 100_000
+    with TestClient(with_page(build_app({"lite": net}, Bounds(upload=bound, at_once=1)))) as client:
+
+        def chunks():
+            for _ in range(50):
+                yield b"x" * 10_000
+
+        for path in ("/gradio_api/queue/join", "/gradio_api/call/look", "/gradio_api/upload", "/explain"):
+            answer = client.post(path, content=b"x" * 500_000, headers={"content-type": "application/json"})
+            assert answer.status_code == 413, path
+        answer = client.post("/gradio_api/call/look", content=chunks(), headers={"content-type": "application/json"})
+        assert answer.status_code in {400, 413}
+        files = {"files": ("a.png", b"x" * (bound - ENVELOPE // 2))}
+        assert client.post("/gradio_api/upload", files=files).status_code == 200

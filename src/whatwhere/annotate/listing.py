@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from whatwhere.annotate.sources import Item, digest_of
-from whatwhere.errors import extra
+from whatwhere.errors import DataError, extra
 from whatwhere.files import lasting
+from whatwhere.images import printable
 
 LIST = "source.parquet"
 GROUP = 64
@@ -24,10 +25,7 @@ class Listing:
     """
 
     def __init__(self, folder: Path, images: int, part: int) -> None:
-        with extra("scale", "whatwhere annotate"):
-            import pyarrow.parquet as pq
         self.folder, self.images, self.part = folder, images, part
-        self._file = pq.ParquetFile(folder / LIST)
         self._kept: tuple[int, list[Item]] = (-1, [])
 
     def __len__(self) -> int:
@@ -35,13 +33,34 @@ class Listing:
         return -(-self.images // self.part)
 
     def items(self, number: int) -> list[tuple[int, Item]]:
-        """A part's pictures, each with its number in the source."""
-        group, place = divmod(number, GROUP)
+        """A part's pictures, each with its number in the source.
+
+        Raises:
+            DataError: the list cannot be read.
+        """
+        first = number * self.part
+        return [(image, self.item(image)) for image in range(first, first + self.size_of(number))]
+
+    def item(self, image: int) -> Item:
+        """A picture, by its number in the source.
+
+        Raises:
+            DataError: the list cannot be read.
+        """
+        group, place = divmod(image, GROUP * self.part)
         if self._kept[0] != group:
-            rows = self._file.read_row_group(group).to_pylist()
-            self._kept = group, [_item(row) for row in rows]
-        some = self._kept[1][place * self.part : (place + 1) * self.part]
-        return [(number * self.part + i, item) for i, item in enumerate(some)]
+            self._kept = group, self._read(group)
+        return self._kept[1][place]
+
+    def _read(self, group: int) -> list[Item]:
+        with extra("scale", "whatwhere annotate"):
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        try:
+            with (self.folder / LIST).open("rb") as file:
+                return [_item(row) for row in pq.ParquetFile(file).read_row_group(group).to_pylist()]
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{printable(self.folder / LIST)}: cannot be read: {error}") from error
 
     def size_of(self, number: int) -> int:
         """How many pictures a part has."""
@@ -60,7 +79,11 @@ def write_list(items: Iterator[Item], folder: Path, part: int) -> tuple[int, str
     binary, number = pa.binary(), pa.int64()
     schema = pa.schema([("name", binary), ("shard", binary), ("offset", number), ("size", number), ("error", binary)])
     count = 0
-    with lasting(folder / LIST) as written, pq.ParquetWriter(written, schema, compression="zstd") as writer:
+    with (
+        lasting(folder / LIST) as written,
+        written.open("wb") as opened,  # Arrow takes no names that are no text
+        pq.ParquetWriter(opened, schema, compression="zstd") as writer,
+    ):
 
         def noted() -> Iterator[Item]:
             nonlocal count

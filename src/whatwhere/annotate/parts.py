@@ -48,8 +48,8 @@ def write_part(folder: Path, number: int, rows: list[Row]) -> None:
     with extra("scale", "whatwhere annotate"):
         import pyarrow.parquet as pq
     table = table_of(rows)
-    with refused(folder), lasting(part_file(folder, number)) as written:
-        pq.write_table(table, written, compression="zstd")
+    with refused(folder), lasting(part_file(folder, number)) as written, written.open("wb") as opened:
+        pq.write_table(table, opened, compression="zstd")  # Arrow takes no names that are no text
 
 
 class refused:  # noqa: N801
@@ -165,8 +165,7 @@ class Annotations:
 
     def item(self, picture: Picture) -> Item:
         """What the source says of a picture."""
-        number, place = divmod(picture.image, self.told.part)
-        return self._listing.items(number)[place][1]
+        return self._listing.item(picture.image)
 
     def rows(self) -> Iterator[Row]:
         """All of them, in order.
@@ -180,7 +179,9 @@ class Annotations:
         for number in parts_done(self.folder):
             file = part_file(self.folder, number)
             try:
-                yield from rows_in(pq.read_table(file))
+                with file.open("rb") as opened:
+                    table = pq.read_table(opened)
+                yield from rows_in(table)
             except (OSError, pa.ArrowException, TypeError) as error:
                 raise DataError(f"{printable(file)}: cannot be read: {error}; remove it, and --resume") from error
 

@@ -1,8 +1,9 @@
 """The road of a whole source: list, what is done already, the rest part by part, then the formats."""
 
+import os
 import shutil
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, get_args
@@ -86,7 +87,9 @@ def annotate(
     found = source_of(source)
     with refused(out):
         out.mkdir(parents=True, exist_ok=True)
-    with held(out / ".lock"):
+    if found.kind in {"folder", "glob"} and os.path.realpath(out) == os.path.realpath(found.root):
+        raise InputError(f"{printable(out)}: pictures that are written there would be taken for the source's")
+    with locked(out):
         done = parts_done(out)
         if done and not resume:
             raise InputError(
@@ -185,6 +188,20 @@ def _work(
     graph.unlink(missing_ok=True)  # all is done
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """For a while, nobody else is at work in a run's folder.
+
+    Raises:
+        InputError: somebody is.
+        DataError: the folder cannot be written to.
+    """
+    with ExitStack() as stack:
+        with refused(folder):
+            stack.enter_context(held(folder / ".lock"))
+        yield
+
+
 def check_formats(formats: Sequence[str]) -> None:
     """Refuse wrong words before any work.
 
@@ -200,14 +217,14 @@ def write_formats(found: Annotations, formats: Sequence[str]) -> list[Path]:
     """Write what labelling and training tools read, each format anew in a folder of its name beside the parts.
 
     Raises:
-        InputError: there is no such format; names the three nearest.
+        InputError: there is no such format, with the three nearest; another process is at work in the folder.
         DataError: the folder cannot be written to.
     """
     check_formats(formats)
     folders = []
     for name in dict.fromkeys(formats):
         folder = found.folder / name
-        with refused(found.folder), aside(folder) as written:
+        with locked(found.folder), refused(found.folder), aside(folder) as written:
             written.mkdir()
             FORMATS[name](found, written)
             if folder.exists():  # a folder that holds something is not renamed over

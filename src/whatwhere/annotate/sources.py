@@ -3,6 +3,7 @@
 The order is that of the names, or of the list. No more is held at once than the names in one folder.
 """
 
+import codecs
 import fnmatch
 import hashlib
 import os
@@ -16,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from whatwhere.errors import DataError, InputError, extra
+from whatwhere.errors import DataError, InputError, WhatWhereError, extra
 from whatwhere.images import image_suffixes, printable
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -83,7 +84,7 @@ class Source:
         elif self.kind == "file":
             names = [self.given]
         else:
-            names = _walked(files, "", self.given, os.path.realpath(leave_out) if leave_out else "")
+            names = _walked(files, self.given, os.path.realpath(leave_out) if leave_out else "")
         for name in names:
             if isinstance(name, Item):
                 yield name
@@ -107,21 +108,23 @@ def source_of(given: str) -> Source:
     """
     if not given:
         raise InputError("wanted a folder, a pattern, a list or an address of pictures, got an empty name")
-    is_address = "://" in given
-    magic = None if not is_address and os.path.lexists(given) else _MAGIC.search(given)
+    store = given[: given.index("://") + 3] if "://" in given else ""
+    magic = None if not store and os.path.lexists(given) else _MAGIC.search(given)
     if magic:
-        fixed, slash, _ = given[: magic.start()].rpartition("/")
-        root = fixed if is_address else str(Path(fixed or slash or ".").absolute())
-        return Source(root, "glob", given[len(fixed) + len(slash) :])
-    root = given.rstrip("/") if is_address else str(Path(given).absolute())
-    parent, _, name = root.rpartition("/")
-    parent = parent or "/"
+        fixed, slash, _ = given[len(store) : magic.start()].rpartition("/")
+        root = store + fixed if store else str(Path(fixed or slash or ".").absolute())
+        return Source(root, "glob", given[len(store) + len(fixed) + len(slash) :])
+    path = given[len(store) :].rstrip("/") if store else str(Path(given).absolute())
+    root, (parent, _, name) = store + path, path.rpartition("/")
+    parent = store + parent or "/"
     try:
         if files_under(root).is_folder(""):
             return Source(root, "folder")
         is_there = files_under(parent).is_file(name)
-    except OSError as error:
-        raise DataError(f"{printable(given)}: {error.strerror or error}") from error
+    except WhatWhereError:
+        raise
+    except Exception as error:  # what stores raise is as various as they are
+        raise DataError(f"{printable(given)}: {_why(error)}") from error
     if not is_there:
         raise DataError(f"{printable(given)}: no such file or folder")
     kind = "list" if posixpath.splitext(name.lower())[1] in _LISTS else "file"
@@ -206,7 +209,9 @@ class StoredFiles:
         path = self.path(folder)
         found = self.files.ls(path, detail=True)
         self.files.invalidate_cache(path)  # what has been walked through is not kept
-        named = ((one["name"].rstrip("/").rpartition("/")[2], one["type"] == "directory") for one in found)
+        own = path.strip("/")  # a folder may be an object itself, of no bytes
+        names = ((one["name"].strip("/"), one["type"] == "directory") for one in found)
+        named = ((name.rpartition("/")[2], is_folder) for name, is_folder in names if name != own)
         return sorted(one for one in named if one[0])
 
     def open(self, name: str) -> Any:
@@ -237,24 +242,37 @@ def files_under(root: str) -> Files:
     return StoredFiles(root) if "://" in root else LocalFiles(root)
 
 
-def _walked(files: Files, folder: str, pattern: str, leave_out: str) -> Iterator[str | Item]:
+def _walked(files: Files, pattern: str, leave_out: str) -> Iterator[str | Item]:
     """What a folder holds, in the order of names, folders among them where theirs fall; without hidden ones."""
-    suffixes = image_suffixes() | {".tar"}
-    try:
-        entries = files.entries(folder)
-    except (OSError, DataError) as error:
-        yield Item(folder or ".", error=f"the folder cannot be listed: {getattr(error, 'strerror', None) or error}")
-        return
-    for name, is_folder in entries:
-        if name.startswith("."):
+    suffixes, wanted = image_suffixes() | {".tar"}, pattern.split("/")
+    waiting = [("", True)]  # the next one last
+    while waiting:
+        folder, is_folder = waiting.pop()
+        if not is_folder:
+            yield folder
             continue
-        inner = f"{folder}/{name}" if folder else name
-        if is_folder:
-            if leave_out and files.real(inner) == leave_out:
+        try:
+            entries = files.entries(folder)
+        except Exception as error:
+            yield Item(folder or ".", error=f"the folder cannot be listed: {_why(error)}")
+            continue
+        for name, is_folder in reversed(entries):
+            inner = f"{folder}/{name}" if folder else name
+            if name.startswith("."):
                 continue
-            yield from _walked(files, inner, pattern, leave_out)
-        elif matches(inner, pattern) if pattern else posixpath.splitext(name)[1].lower() in suffixes:
-            yield inner
+            if is_folder:
+                is_wanted = not (leave_out and files.real(inner) == leave_out)
+                is_wanted = is_wanted and not (pattern and not _leads(inner.split("/"), wanted))
+            elif pattern:
+                is_wanted = matches(inner, pattern)
+            else:
+                is_wanted = posixpath.splitext(name)[1].lower() in suffixes
+            if is_wanted:
+                waiting.append((inner, is_folder))
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -270,6 +288,16 @@ def _pattern(parts: list[str], wanted: list[str]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _pattern(parts[1:], wanted[1:])
 
 
+def _leads(folder: list[str], wanted: list[str]) -> bool:
+    """Whether what matches a pattern may lie in a folder."""
+    for part, pattern in zip(folder, wanted, strict=False):
+        if pattern == "**":
+            return True
+        if not fnmatch.fnmatchcase(part, pattern):
+            return False
+    return len(folder) < len(wanted)
+
+
 def _listed(files: Files, name: str) -> Iterator[str]:
     """The lines of a text, or the column ``path`` of a Parquet file; paths are absolute or beside the list."""
     try:
@@ -277,14 +305,12 @@ def _listed(files: Files, name: str) -> Iterator[str]:
             if name.lower().endswith(".parquet"):
                 yield from _column(file, name)
                 return
-            for line in file:
-                path = os.fsdecode(line.rstrip(b"\r\n"))
+            for number, line in enumerate(file):
+                path = os.fsdecode((line if number else line.removeprefix(codecs.BOM_UTF8)).rstrip(b"\r\n"))
                 if path:
                     yield path
-    except OSError as error:
-        raise DataError(f"{printable(name)}: {error.strerror or error}") from error
-    except DataError as error:
-        raise DataError(f"{printable(name)}: {error}") from error
+    except (OSError, DataError) as error:
+        raise DataError(f"{printable(name)}: {_why(error)}") from error
 
 
 def _column(file: Any, name: str) -> Iterator[str]:
@@ -300,7 +326,7 @@ def _column(file: Any, name: str) -> Iterator[str]:
         for batch in table.iter_batches(4096, columns=[column]):
             for path in batch.column(0).to_pylist():
                 yield os.fsdecode(path if path is not None else "")
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError, UnicodeDecodeError) as error:
         raise DataError(f"no paths can be read from it: {error}") from error
 
 
@@ -314,12 +340,17 @@ def _members(files: Files, shard: str) -> Iterator[Item]:
                 raise DataError("a compressed archive cannot be read from its middle; wanted a plain .tar")
             with tarfile.open(fileobj=file, mode="r:", errorlevel=1) as archive:
                 while (member := archive.next()) is not None:
-                    if member.isfile() and posixpath.splitext(member.name)[1].lower() in suffixes:
-                        yield Item(f"{shard}/{member.name}", shard, member.offset_data, member.size)
+                    name = f"{shard}/{member.name}"
+                    if posixpath.splitext(name)[1].lower() not in suffixes:
+                        pass
+                    elif member.isfile():
+                        yield Item(name, shard, member.offset_data, member.size)
+                    elif member.islnk() or member.issym():
+                        yield Item(name, error="a link inside an archive, which is not followed")
                     archive.members.clear()  # type: ignore[attr-defined]  # or they would all be kept
                 _check_end(file, archive.offset)
-    except (OSError, DataError, tarfile.TarError, EOFError) as error:
-        yield Item(shard, error=f"{said}: {getattr(error, 'strerror', None) or error}")
+    except Exception as error:  # headers that say anything make tarfile raise anything
+        yield Item(shard, error=f"{said}: {_why(error)}")
 
 
 def _check_end(file: Any, offset: int) -> None:

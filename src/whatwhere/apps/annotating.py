@@ -1,6 +1,5 @@
 """The command that annotates a source of any size: annotate."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,7 +127,8 @@ def annotate(
         folders = run.write_formats(found, wanted)
         summary = summary_of(found)
         _say(summary)
-        written = [*folders, write_annotation_report(found, summary, out)]
+        with run.locked(out):
+            written = [*folders, write_annotation_report(found, summary, out)]
         for path in written:
             stderr.print(f"written to {escape(str(path))}", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if summary.failed else 0)
@@ -145,7 +145,7 @@ def _say(summary: Any) -> None:
     stdout.print(table)
     for line in summary.lines():
         stderr.print(escape(line), highlight=False, soft_wrap=True)
-    for why, count in Counter(summary.reasons).most_common(5):
+    for why, count in summary.reasons.most_common(5):
         stderr.print(f"[red]failed[/] {count} x {escape(why)}", highlight=False, soft_wrap=True)
 
 

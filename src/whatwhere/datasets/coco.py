@@ -19,6 +19,9 @@ from whatwhere.images import printable
 from whatwhere.regions import rle
 from whatwhere.types import Mask, Size, Truth
 
+FEW = 16
+"""Pictures by which a folder is known."""
+
 
 def recognizes(root: Path) -> bool:
     """A JSON file, or a folder with ``annotations/instances_*.json``."""
@@ -28,7 +31,8 @@ def recognizes(root: Path) -> bool:
 def read(root: Path, split: str | None = None) -> Dataset:
     """The pictures of one annotation file.
 
-    They are sought below its folder, in ``images``, or in the split's folder beside ``annotations``.
+    They are sought below its folder, in ``images``, in the split's folder beside ``annotations``, or in the folder
+    that its ``info`` tells as ``root``.
 
     Args:
         root: the file, or COCO's folder.
@@ -48,7 +52,7 @@ def read(root: Path, split: str | None = None) -> Dataset:
         of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for one in content.get("annotations", ()):
             of_image[one["image_id"]].append(one)
-        folder = _folder(file, [one["file_name"] for one in content["images"]])
+        folder = _folder(file, [one["file_name"] for one in content["images"]], content.get("info"))
         samples = [_sample(folder, one, of_image[one["id"]], index, where) for one in content["images"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not COCO's annotations, or damaged: {type(error).__name__}: {error}") from error
@@ -67,15 +71,15 @@ def _instances(root: Path, split: str | None) -> Path:
     raise InputError(f"{printable(root)} has no split {split!r}; it has {', '.join(names)}")
 
 
-def _folder(file: Path, names: list[str]) -> Path:
+def _folder(file: Path, names: list[str], info: Any) -> Path:
     split = file.stem.removeprefix("instances_")
     up = file.parent.parent
-    for folder in (file.parent, file.parent / "images", up / split, up / "images" / split, up / "images", up):
-        if names and (folder / names[0]).is_file():
+    near = [file.parent, file.parent / "images", up / split, up / "images" / split, up / "images", up]
+    told = info.get("root") if isinstance(info, dict) else None
+    for folder in (*near, Path(told)) if isinstance(told, str) else near:
+        if any((folder / name).is_file() for name in names[:FEW]):  # some may have gone since
             return folder
-    raise DataError(
-        f"{printable(file)}: its first picture is found nowhere near: {names[0] if names else 'it has none'}"
-    )
+    raise DataError(f"{printable(file)}: its pictures are found nowhere near: {names[0] if names else 'it has none'}")
 
 
 def _sample(

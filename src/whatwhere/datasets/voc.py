@@ -54,8 +54,8 @@ def read(root: Path, split: str | None = None) -> Dataset:
         if not named and hard:  # nothing but difficult objects
             continue
         boxes = {classes.index(name): several for name, several in named.items()}
-        image = next(iter(sorted(year.glob(f"JPEGImages/{glob.escape(path.stem)}.*"))), None)
-        image = image or year / "JPEGImages" / f"{path.stem}.jpg"
+        images = sorted(year.glob(f"JPEGImages/{glob.escape(path.stem)}.*"))
+        image = next((one for one in images if one.stem == path.stem), year / "JPEGImages" / f"{path.stem}.jpg")
         mask = year / "SegmentationClass" / f"{path.stem}.png"
         truth = partial(_truth, mask) if mask.is_file() and classes is CLASSES else None
         samples.append(Sample(f"JPEGImages/{image.name}", image, tuple(sorted(boxes)), boxes, size, truth))

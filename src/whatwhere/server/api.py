@@ -27,6 +27,7 @@ with extra("serve", "a server"):
     from starlette.formparsers import MultiPartException, MultiPartParser
     from starlette.requests import ClientDisconnect
 
+Answer = Future[list[Explanation]]
 FIELDS = 16
 """Fields of a form, at most."""
 PATHS = ("/explain", "/health", "/ready", "/metrics", "/predict", "/setup")
@@ -48,7 +49,7 @@ class Bounds:
     Attributes:
         upload: bytes of a request.
         pixels: of a picture.
-        held: pixels of all pictures that wait or are looked at; more wait undecoded, but for two.
+        held: pixels of all pictures that wait, are looked at or written about; more wait undecoded, but for two.
         seconds: from a request's first byte to its answer.
         queue: requests that are being read, waiting or answered.
         batch: pictures that go through a network at once.
@@ -96,11 +97,13 @@ class Service:
         waiting.set_function(lambda: self.batcher.waiting)
         self.inside = 0
         # pictures that are decoded at once: what they cost in memory is bounded by it
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self._writers = ThreadPoolExecutor(2, thread_name_prefix="answers")  # which make room for pictures
         self._held, self._room = 0, threading.Condition()
 
-    async def explain(self, asked: Asked, data: bytes) -> list[Explanation]:
-        """The answer to a question.
+    @asynccontextmanager
+    async def explained(self, asked: Asked, data: bytes) -> AsyncIterator[list[Explanation]]:
+        """The answer to a question; its picture has its room until the context ends.
 
         Args:
             asked: the question.
@@ -111,21 +114,29 @@ class Service:
             ClosedError: the server is stopping.
             TimeoutError: there was no room for the picture, or nobody looked at it, in time.
         """
-        loop = asyncio.get_running_loop()
 
-        def queued() -> "Future[list[Explanation]]":
+        def queued() -> tuple[Answer, int]:
             photo = photo_of(data, self.bounds.pixels)
             pixels = photo.size[0] * photo.size[1]
             self._take(pixels)
             try:
-                future = self.batcher.submit(asked, photo, self.bounds.seconds)
+                return self.batcher.submit(asked, photo, self.bounds.seconds), pixels
             except BaseException:
                 self._give(pixels)
                 raise
-            future.add_done_callback(lambda _: self._give(pixels))
-            return future
 
-        return await asyncio.wrap_future(await loop.run_in_executor(self._workers, queued))
+        def left(job: "Future[tuple[Answer, int]]") -> None:  # whenever that is, and however it came to it
+            if not job.cancelled() and job.exception() is None:
+                answer, pixels = job.result()
+                answer.cancel()
+                answer.add_done_callback(lambda _: self._give(pixels))
+
+        job = self._readers.submit(queued)
+        try:
+            answer, _ = await asyncio.wrap_future(job)
+            yield await asyncio.wrap_future(answer)
+        finally:
+            job.add_done_callback(left)
 
     def _take(self, pixels: int) -> None:
         """Wait until there is room for so many; a picture that is larger than all of it is alone."""
@@ -147,12 +158,13 @@ class Service:
         def write() -> bytes:
             return json.dumps([one.to_dict() for one in found]).encode()
 
-        return await asyncio.get_running_loop().run_in_executor(self._workers, write)
+        return await asyncio.get_running_loop().run_in_executor(self._writers, write)
 
     def close(self) -> None:
         """Answer what waits, and stop."""
         self.batcher.close()
-        self._workers.shutdown()
+        self._readers.shutdown()
+        self._writers.shutdown()
 
 
 def build_app(nets: Mapping[str, Classifier], bounds: Bounds | None = None) -> FastAPI:
@@ -243,8 +255,8 @@ def build_app(nets: Mapping[str, Classifier], bounds: Bounds | None = None) -> F
         async with admitted(service):
             question, data = await _read(request, service.bounds.upload)
             asked = answerable(question, service.batcher.nets)
-            found = await service.explain(asked, data)
-            return Response(await service.written(found), media_type="application/json")
+            async with service.explained(asked, data) as found:
+                return Response(await service.written(found), media_type="application/json")
 
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app

@@ -95,7 +95,14 @@ class Batcher:
                 raise ClosedError("this server is stopping")
             self._waiting.append(_Waiting(asked, photo, tensor, frame, future, time.monotonic() + seconds))
             self._changed.notify()
+        future.add_done_callback(self._forget)
         return future
+
+    def _forget(self, future: "Future[list[Explanation]]") -> None:
+        """A question that was given up leaves the queue, and its picture with it."""
+        if future.cancelled():
+            with self._changed:
+                self._waiting = deque(one for one in self._waiting if one.future is not future)
 
     def close(self) -> None:
         """Take no more, answer those that wait, and stop."""
@@ -107,11 +114,7 @@ class Batcher:
 
     def _run(self, own: "_Networks") -> None:
         while batch := self._next():
-            live = [one for one in batch if one.future.set_running_or_notify_cancel()]
-            for one in live:
-                if time.monotonic() > one.until:
-                    one.future.set_exception(TimeoutError())
-            live = [one for one in live if not one.future.done()]
+            live = _in_time(batch)
             if live:
                 self._on_batch(len(live))
                 with self._share():
@@ -189,6 +192,15 @@ class _Networks:
                 self._split.popitem(last=False)
         self._split.move_to_end(key)
         return self._split[key]
+
+
+def _in_time(batch: list[_Waiting]) -> list[_Waiting]:
+    """Those that somebody still waits for; the others are told."""
+    live = [one for one in batch if one.future.set_running_or_notify_cancel()]
+    for one in live:
+        if time.monotonic() > one.until:
+            one.future.set_exception(TimeoutError())
+    return [one for one in live if not one.future.done()]
 
 
 def _key(one: _Waiting) -> tuple[str, str | None, str, int]:

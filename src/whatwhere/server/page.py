@@ -15,18 +15,23 @@ from whatwhere.maps import METHODS
 from whatwhere.presets import PRESETS
 from whatwhere.regions.threshold import mask_of
 from whatwhere.reports.picture import caption
-from whatwhere.server.api import Service
+from whatwhere.server.api import PATHS, Service
 from whatwhere.server.asked import Asked, Question, answerable
 from whatwhere.server.view import as_coco, as_npy, as_png, at_threshold, reduced, shown
 
 with extra("serve", "a page"):
     import gradio as gr
-    from fastapi import FastAPI
+    from fastapi import FastAPI, HTTPException
+    from fastapi.responses import JSONResponse
+    from starlette.datastructures import Headers
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 KEPT_SECONDS = 600
 """How long a picture stays with a page that nobody touches."""
 VISITORS = 64
 """Pages whose pictures are kept at once; the one that rested longest is forgotten."""
+ENVELOPE = 2**16
+"""Bytes that a request may have around the picture that it uploads."""
 NOTHING, OWN = "nothing", "its own"
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
@@ -76,7 +81,35 @@ def with_page(app: FastAPI) -> FastAPI:
         footer_links=[],
         ssr_mode=False,
     )
+    mounted.add_middleware(_Bounded, most=service.bounds.upload + ENVELOPE)
     return mounted
+
+
+class _Bounded:
+    """The page reads requests whole: those of more bytes are refused. What clients ask has bounds of its own."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PATHS:
+            await self.app(scope, receive, send)
+            return
+        came, refusal = 0, HTTPException(413, f"wanted at most {self.most} bytes, got more")
+        told = Headers(scope=scope).get("content-length", "")
+        if told.isdecimal() and int(told) > self.most:
+            await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, send)
+            return
+
+        async def counted() -> Message:
+            nonlocal came
+            message = await receive()
+            came += len(message.get("body", b""))
+            if came > self.most:
+                raise refusal
+            return message
+
+        await self.app(scope, counted, send)
 
 
 class Looking:
@@ -110,7 +143,8 @@ class Looking:
 
     async def _answer(self, data: bytes, asked: Asked) -> list[Explanation]:
         try:
-            return await self.service.explain(asked, data)
+            async with self.service.explained(asked, data) as found:
+                return found
         except TimeoutError as error:
             raise _said(f"not answered within {self.service.bounds.seconds:g} s") from error
 

@@ -103,7 +103,8 @@ async def _predicted(service: Service, asked: Asked, task: Task, root: Path | No
     """One prediction; a picture that cannot be used has none, and says why."""
     try:
         data = await asyncio.to_thread(bytes_of, task.data.get("image"), root, service.bounds.upload)
-        return await asyncio.to_thread(_as_prediction, await service.explain(asked, data), asked.model)
+        async with service.explained(asked, data) as seen:
+            return await asyncio.to_thread(_as_prediction, seen, asked.model)
     except ClosedError:
         raise
     except WhatWhereError as error:

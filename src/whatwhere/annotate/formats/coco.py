@@ -13,7 +13,10 @@ FILE = "instances.json"
 
 
 def write(found: Annotations, folder: Path) -> None:
-    """Masks as uncompressed run lengths, which pycocotools takes. ``score`` is the trust."""
+    """Masks as uncompressed run lengths, which pycocotools takes. ``score`` is the trust.
+
+    The names of pictures are under the source's root, which ``info`` tells as ``root``.
+    """
     _write(found, folder, lambda row: row.mask)
 
 
@@ -25,7 +28,8 @@ def write_polygons(found: Annotations, folder: Path) -> None:
 def _write(found: Annotations, folder: Path, segmentation: Callable[[Row], Any]) -> None:
     with (folder / FILE).open("w", encoding="utf-8") as file:
         told = found.told
-        info = {"description": f"whatwhere: {told.name}, {told.settings['method']}", "version": "1"}
+        about = f"whatwhere: {told.name}, {told.settings['method']}"
+        info = {"description": about, "version": "1", "root": told.root}
         categories = [{"id": index + 1, "name": name, "supercategory": ""} for index, name in told.labels.items()]
         file.write(f'{{"info": {json.dumps(info)}, "licenses": [], "categories": {json.dumps(categories)},\n')
         file.write('"images": [')

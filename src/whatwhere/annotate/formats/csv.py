@@ -13,9 +13,9 @@ COLUMNS = (
 
 
 def write(found: Annotations, folder: Path) -> None:
-    """Edges of boxes half-open; masks as COCO's uncompressed run lengths; UTF-8."""
+    """Edges of boxes half-open; masks as COCO's uncompressed run lengths; UTF-8, lines as in RFC 4180."""
     with (folder / FILE).open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\r\n")
         table.writeheader()
         for picture in found:
             height, width = picture.size or ("", "")
@@ -24,5 +24,5 @@ def write(found: Annotations, folder: Path) -> None:
                 table.writerow(told | {"error": picture.error})
             for row in picture.regions:
                 values = {"class": row.label, "probability": row.probability, "trust": row.trust}
-                edges = {edge: f"{getattr(row, edge):g}" for edge in ("x0", "y0", "x1", "y1")}
+                edges = {edge: f"{getattr(row, edge):.12g}" for edge in ("x0", "y0", "x1", "y1")}
                 table.writerow(told | values | edges | {"rle": json.dumps(row.mask)})

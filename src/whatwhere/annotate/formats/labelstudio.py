@@ -4,6 +4,8 @@ The brush is the packing of Label Studio's own editor (``rle-pack`` of @thi.ng/u
 """
 
 import json
+import os
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,25 +23,33 @@ LENGTHS = (3, 4, 8, 16)
 def write(found: Annotations, folder: Path) -> None:
     """``tasks.json``, and ``label_config.xml`` for the project.
 
-    Pictures are named as local files, ``/data/local-files/?d=...``, under the source's root; those at an address in
-    a store by that address.
+    Pictures are named as local files, ``/data/local-files/?d=...``, from the folder that holds the source's root, or
+    from ``/`` where a list names them elsewhere; those at an address in a store by that address.
     """
-    root = found.told.root
     with (folder / TASKS).open("w", encoding="utf-8") as file:
         file.write("[")
         comma = "\n"
         for picture in found:
             if picture.size is not None:
-                file.write(comma + json.dumps(_task(picture, root, found.told.name)))
+                file.write(comma + json.dumps(_task(picture, found.told.root, found.told.name)))
                 comma = ",\n"
         file.write("\n]\n")
     (folder / CONFIG).write_bytes(_config(found.told.labels.values()))
 
 
 def _task(picture: Picture, root: str, model: str) -> dict[str, Any]:
-    path = picture.path if "://" in root else f"{Path(root).name}/{picture.path}"
-    image = f"{root}/{path}" if "://" in root else f"/data/local-files/?d={quote(path)}"
-    return {"data": {"image": image}, "predictions": [prediction(picture, model)]}
+    return {"data": {"image": _address(root, picture.path)}, "predictions": [prediction(picture, model)]}
+
+
+def _address(root: str, path: str) -> str:
+    if "://" in path:
+        return path
+    if "://" in root:
+        return f"{root}/{path}"
+    root = Path(root).as_posix()
+    held = posixpath.dirname(root).rstrip("/") + "/"
+    name = posixpath.normpath(posixpath.join(root, path)).removeprefix(held).lstrip("/")
+    return f"/data/local-files/?d={quote(os.fsencode(name))}"
 
 
 def prediction(picture: Picture, model: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _object(row: Row) -> ElementTree.Element:
     box = ElementTree.SubElement(one, "bndbox")
     edges = (("xmin", row.box.x0 + 1), ("ymin", row.box.y0 + 1), ("xmax", row.box.x1), ("ymax", row.box.y1))
     for word, edge in edges:
-        _text(box, word, f"{edge:g}")
+        _text(box, word, f"{edge:.12g}")
     return one
 
 

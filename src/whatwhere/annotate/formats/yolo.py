@@ -39,7 +39,8 @@ def _write(found: Annotations, folder: Path, lines: Callable[[Row, Size], Iterat
                     file.write(
                         " ".join([str(numbers[row.class_index]), *(f"{value:.6f}" for value in values)]) + "\n"
                     )
-    told = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(found.told.labels.values()))}
+    told = {"train": "images", "val": "images", "names": dict(enumerate(found.told.labels.values()))}
+    # it has no path: the folders are beside it, and "." would be where the reader runs
     (folder / "data.yaml").write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
