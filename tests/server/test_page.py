@@ -159,7 +159,7 @@ def test_examples_layers_models_and_what_is_no_picture(address, browser, net, ph
     broken = tmp_path / "broken.png"
     broken.write_bytes(photos[0].read_bytes()[:3000])
     page.get_by_label("Remove Image").click()
-    sync_api.expect(first).to_have_count(0)
+    sync_api.expect(first).to_have_count(0, timeout=60_000)
     page.locator("#picture input[type=file]").set_input_files(broken)
     page.get_by_text("image:").wait_for()
     page.get_by_label("Remove Image").click()

@@ -271,7 +271,7 @@ def _page(service: Service) -> Any:
                     label="Threshold",
                     info="Share of the most evidence a region needs.",
                     elem_id="threshold",
-                )  #
+                )
                 opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", info="Of the colours over the picture.")
                 with gr.Row():
                     method = gr.Dropdown(
