@@ -193,6 +193,7 @@ def test_label_studio_by_its_converter(found):
     ]
     (first,) = tasks[0]["predictions"]
     assert first["score"] == 0.8
+    assert first["model_version"] == f"{found.told.name} ({found.told.model[:12]})"
     rectangle, brush = first["result"][2], first["result"][3]
     rows, columns = np.nonzero(ring)
     value = rectangle["value"]

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,7 @@ def test_folders_are_searched_and_our_own_pictures_left_out(photos, tmp_path):
         (["--threshold", "2"], "threshold"),
         (["--layer", "blocks.9"], "no layer"),
         (["--nonsense"], "No such option"),
+        (["--method", "cam", "--preset", "best"], "--method or --preset"),
     ],
 )
 def test_wrong_usage_is_2(photos, words, message):
@@ -405,6 +407,14 @@ def test_wrong_words_to_train(two_classes, tmp_path, words, message, code):
     result = run("train", two_classes, "--out", tmp_path / "run", *words)
     assert result.exit_code == code
     assert message in result.stderr
+
+
+def test_boxes_are_chosen_on_pictures_that_have_some(two_classes, tmp_path):
+    plain = tmp_path / "plain"
+    shutil.copytree(two_classes, plain, ignore=shutil.ignore_patterns("*.csv"))
+    result = run("train", two_classes, "--out", tmp_path / "run", "--boxes", plain, *LENET)
+    assert result.exit_code == 2
+    assert "plain: wanted a data set with boxes or masks" in result.stderr
 
 
 def test_train_on_what_is_no_folder_of_pictures(tmp_path):

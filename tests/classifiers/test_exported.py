@@ -129,6 +129,8 @@ def test_a_file_is_a_classifier_again(method, uint8, made, tmp_path):
         whatwhere.explain(again, photo, method="fullgrad")
     with pytest.raises(UnsupportedError, match="export it again"):
         again.at("3")
+    with pytest.raises(UnsupportedError, match="export the model that it was made from"):
+        export(again, tmp_path / "again.onnx", threshold=0.4)
 
 
 @pytest.mark.parametrize("network", [deep_head_net, small_vit, bank_net])
@@ -185,5 +187,8 @@ def test_files_of_others_are_no_models(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(DataError, match="not a file of whatwhere export"):
         whatwhere.load(tmp_path / "model.onnx")
+    (tmp_path / "model.xml").write_text("<net/>")
+    with pytest.raises(InputError, match=r"those of whatwhere export --to onnx are loaded"):
+        whatwhere.load(tmp_path / "model.xml")
     with pytest.raises(InputError, match="has all of its own"):
         whatwhere.load(tmp_path / "model.onnx", labels=["a"])

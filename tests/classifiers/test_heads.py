@@ -308,8 +308,8 @@ def test_ensembles_that_do_not_go_together():
     nets = [made("timm/resnet10t", **SMALL), made("timm/resnet10t", classes=4, **SMALL)]
     with pytest.raises(InputError, match="labels"):
         ensemble(nets)
-    with pytest.raises(InputError, match="at least one"):
-        ensemble([])
+    with pytest.raises(InputError, match="at least two classifiers, got 1"):
+        ensemble(nets[:1])
     with pytest.raises(InputError, match="other input"):
         ensemble([nets[0], made("timm/resnet10t", size=(96, 96), **SMALL)])
     with pytest.raises(UnsupportedError, match="grids"):

@@ -297,7 +297,7 @@ def test_torchvisions_names_of_weights(monkeypatch):
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, **_: asked.append(self) or network.state_dict())
     weights = ResNet50_Weights.IMAGENET1K_V2
     photo = whatwhere.Photo(torch.randint(0, 256, (224, 224, 3)).to(torch.uint8).numpy(), "noise")
-    for name in (weights, "torchvision/resnet50.IMAGENET1K_V2"):
+    for name in (weights, str(weights), "torchvision/resnet50.IMAGENET1K_V2"):
         net = whatwhere.load(name)
         assert asked.pop() is weights
         assert net.name == "torchvision/resnet50.IMAGENET1K_V2"
@@ -322,6 +322,8 @@ def test_weights_that_torchvision_does_not_have_for_it():
 
     with pytest.raises(InputError, match="one of IMAGENET1K_V1, IMAGENET1K_V2, got 'V3'"):
         whatwhere.load("torchvision/resnet50.V3")
+    with pytest.raises(InputError, match=r"no weights 'ResNet50_Weights\.V3'"):
+        whatwhere.load("ResNet50_Weights.V3")
     for weights in (FasterRCNN_ResNet50_FPN_Weights.DEFAULT, ResNet50_QuantizedWeights.DEFAULT):
         with pytest.raises(UnsupportedError, match="wanted weights of an image classifier"):
             whatwhere.load(weights)

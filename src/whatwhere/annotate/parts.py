@@ -96,6 +96,11 @@ class Told:
     part: int
     list_digest: str
 
+    @property
+    def version(self) -> str:
+        """The model's name and the beginning of its digest: runs of one network have one name."""
+        return f"{self.name} ({self.model[:12]})"
+
     def save(self, folder: Path) -> None:
         """Write it down, to stay."""
         told = vars(self) | {"labels": {str(index): name for index, name in self.labels.items()}}
@@ -137,7 +142,7 @@ class Told:
 
 
 def _differences(then: Told, now: Told) -> Iterator[tuple[str, Any, Any]]:
-    yield "model", f"{then.name} ({then.model[:12]})", f"{now.name} ({now.model[:12]})"
+    yield "model", then.version, now.version
     for word in sorted({*then.settings, *now.settings}):
         yield word, then.settings.get(word), now.settings.get(word)
     yield "part", then.part, now.part

@@ -19,7 +19,6 @@ from whatwhere.apps.console import (
     BatchOption,
     DeviceOption,
     LayerOption,
-    MethodOption,
     ModelOption,
     WeightsOption,
     complain,
@@ -30,7 +29,7 @@ from whatwhere.apps.console import (
     stdout,
 )
 from whatwhere.apps.memory import keep_freed_memory
-from whatwhere.errors import DataError
+from whatwhere.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from whatwhere.explanation import Explanation
@@ -63,7 +62,10 @@ def _common(
 def explain(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Image files, or folders of them.")],
     model: ModelOption = "efficientnet-lite0",
-    method: MethodOption = "gradcam",
+    method: Annotated[
+        str | None,
+        typer.Option(help="A map method; [bold]whatwhere methods[/] lists them. \\[default: gradcam]"),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="Instead of --method: fast, balanced or best; [bold]whatwhere methods[/] says more."),
@@ -93,12 +95,14 @@ def explain(
     Exit code 0; 1 where some image failed (each is named on stderr, the others are done); 2 for wrong usage.
     """
     with errors_said():
+        if method is not None and preset is not None:
+            raise InputError("wanted --method or --preset, got both")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
         files = list(files_in(photos, out))
         options: dict[str, Any] = {
             "target": target or "top1",
-            "method": method,
+            "method": method or "gradcam",
             "preset": preset,
             "threshold": threshold,
             "batch": batch,

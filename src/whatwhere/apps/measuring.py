@@ -118,7 +118,7 @@ def compare(
     """
     asked = _asked(model, data, split, layout, mapping, images, layer, weights, device)
     options = {"protocol": protocol, "faithful": faithful, "batch": batch}
-    names = ["all"] if methods.strip() == "all" else [name.strip() for name in methods.split(",")]
+    names = _names_in(methods)
     with errors_said():
         evaluation = _evaluate(asked, names, options, out, shard)
     raise typer.Exit(_failures(evaluation))
@@ -151,7 +151,7 @@ def calibrate(
         keep_freed_memory()
         net, dataset, known = _loaded(_asked(model, data, split, layout, mapping, images, layer, weights, device))
         check_no_other(net, to)
-        found = chosen(net, dataset, [name.strip() for name in methods.split(",")], batch=batch, mapping=known)
+        found = chosen(net, dataset, _names_in(methods), batch=batch, mapping=known)
         whatwhere.save(net, to)
         write_card(net, to)
         stderr.print(f"chosen on {escape(dataset.name)}; measure on other images", highlight=False, soft_wrap=True)
@@ -266,6 +266,10 @@ def _applying(net: Any) -> list[str]:
         except UnsupportedError as error:
             complain("left out", error)
     return found
+
+
+def _names_in(methods: str) -> list[str]:
+    return [name for part in methods.split(",") if (name := part.strip())]
 
 
 def _shard(shard: str | None) -> tuple[int, int]:

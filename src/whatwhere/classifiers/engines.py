@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whatwhere.errors import extra
+
 Run = Callable[[Tensor], list[Tensor]]
 """A graph that is ready: images, float32 and contiguous -> its outputs, float32."""
 
@@ -58,6 +60,18 @@ def on_onnxruntime(model: bytes, shapes: Sequence[tuple[int, ...]], threads: int
         return outputs
 
     return run
+
+
+def on_onnx(model: Path | bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """An ONNX model in ONNX Runtime, on as many threads as torch has now: images -> the outputs.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    with extra("export", "running an ONNX file"):
+        session = session_of(model, torch.get_num_threads())
+    (given,) = session.get_inputs()
+    return lambda images: list(session.run(None, {given.name: images}))
 
 
 def on_openvino(

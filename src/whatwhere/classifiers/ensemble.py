@@ -51,11 +51,11 @@ def ensemble(nets: Sequence[Classifier]) -> Classifier:
         nets: of the same labels and preprocessing, logits linear in the mean of the features, grids of one size.
 
     Raises:
-        InputError: none, or other labels or preprocessing.
+        InputError: less than two, or other labels or preprocessing.
         UnsupportedError: one whose logits are not linear in the mean of its features, or whose grid is another.
     """
-    if not nets:
-        raise InputError("an ensemble has at least one classifier")
+    if len(nets) < 2:
+        raise InputError(f"an ensemble is of at least two classifiers, got {len(nets)}")
     first = nets[0]
     for net in nets[1:]:
         if list(net.labels) != list(first.labels):

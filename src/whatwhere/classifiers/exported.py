@@ -22,10 +22,11 @@ from torch import Tensor
 
 from whatwhere.classifiers.classifier import Classifier, undisturbed
 from whatwhere.classifiers.compiled import Look, noise_of
-from whatwhere.classifiers.engines import import_openvino, part_of, plain_mode, quiet, session_of
+from whatwhere.classifiers.engines import import_openvino, on_onnx, part_of, plain_mode, quiet
 from whatwhere.classifiers.graph import Pixels, Whole
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.int8 import Pictures, Quantized, agreement_of, correlation_of, pictures_in, quantize
+from whatwhere.classifiers.onnxfile import KEY, OnnxClassifier
 from whatwhere.errors import InputError, UnsupportedError, WhatWhereError, extra
 from whatwhere.files import together
 from whatwhere.images import Photo, open_photo, printable
@@ -36,8 +37,6 @@ TOLERANCE = 1e-4
 """Of the largest value, or of 1 where all are smaller."""
 KEPT = ("cam", "gradcam")
 """Methods whose maps are those of the graph: what was measured of them goes along."""
-KEY = "whatwhere"
-"""Under which an ONNX file's metadata, and a .pt2's extra files, hold what the sidecar holds."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,8 @@ def export(
             exported; what was made of it does not say what the network says. No file is left then.
     """
     path = _checked(Path(file), to, threshold, box and features)
+    if isinstance(net, OnnxClassifier):
+        raise UnsupportedError(f"{net.name} is an exported file already; export the model that it was made from")
     if net.device.type != "cpu":
         raise UnsupportedError(f"files are made on the CPU, and {net.name} is on {net.device}; move it there")
     if int8 is not None and to == "pt2":
@@ -146,18 +147,6 @@ def runner(file: Path) -> Callable[[np.ndarray], list[np.ndarray]]:
         model = openvino.Core().compile_model(str(file), "CPU", settings)
         return lambda images: [np.array(output) for output in model(images).values()]
     return on_onnx(file)
-
-
-def on_onnx(model: Path | bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """An ONNX model in ONNX Runtime, on as many threads as torch has now: images -> the outputs.
-
-    Raises:
-        MissingExtraError: ONNX Runtime is not installed.
-    """
-    with extra("export", "running an ONNX file"):
-        session = session_of(model, torch.get_num_threads())
-    (given,) = session.get_inputs()
-    return lambda images: list(session.run(None, {given.name: images}))
 
 
 def photographs() -> list[Photo]:

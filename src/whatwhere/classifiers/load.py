@@ -16,7 +16,7 @@ from whatwhere.classifiers.huggingface import PREFIX, configuration
 from whatwhere.classifiers.onnxfile import load_onnx
 from whatwhere.classifiers.saved import RUN, load_run
 from whatwhere.classifiers.weights import fitting, load_weights, read_weights
-from whatwhere.classifiers.zoo import EMBEDDED, build, weights_labels, weights_name
+from whatwhere.classifiers.zoo import EMBEDDED, build, weights_called, weights_labels, weights_name
 from whatwhere.errors import DataError, InputError
 from whatwhere.images import Preprocess, printable
 
@@ -41,7 +41,7 @@ def load(
     Args:
         model: ``"efficientnet-lite0"``, whose weights come with the install; ``"timm/NAME"`` or
             ``"torchvision/NAME"`` (a bare name is looked up in this order), with weights from their hub;
-            torchvision's own names of weights, ``ResNet50_Weights.IMAGENET1K_V2`` or
+            torchvision's own weights, ``ResNet50_Weights.IMAGENET1K_V2``, in quotes or not, or
             ``"torchvision/resnet50.IMAGENET1K_V2"``; ``"hf:FOLDER"`` or ``"hf:NAME"``, an image classifier of
             transformers; the folder of a saved run; an ``.onnx`` file of ``whatwhere export``; or an ``nn.Module``
             that gives logits (b k).
@@ -65,6 +65,8 @@ def load(
         raise InputError(f"a model is a name, a folder, a module or one of torchvision's weights, got {model!r}")
     if isinstance(model, WeightsEnum):
         model = weights_name(model)
+    elif isinstance(model, str) and "_Weights." in model:
+        model = weights_name(weights_called(model))
     if isinstance(model, nn.Module):
         if weights is not None:
             load_weights(model, fitting(read_weights(Path(weights)), model), type(model).__name__)
@@ -81,6 +83,8 @@ def load(
         raise InputError(
             f"{printable(model)} has weights alone; name the network that they are of, and give it as weights"
         )
+    elif Path(model).is_file():
+        raise InputError(f"{printable(model)}: of files, those of whatwhere export --to onnx are loaded, *.onnx")
     else:
         name = os.fspath(model)
         options: dict[str, Any] = {}

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from whatwhere.classifiers.classifier import Backend, Linear
 from whatwhere.classifiers.compiled import CompiledClassifier
-from whatwhere.classifiers.exported import KEY, on_onnx
+from whatwhere.classifiers.engines import on_onnx
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.labels import Labels
 from whatwhere.classifiers.split import SplitClassifier
 from whatwhere.errors import DataError, InputError, UnsupportedError, WhatWhereError, extra
 from whatwhere.images import Preprocess, printable
 from whatwhere.types import ClassMaps, Images, Logits
+
+KEY = "whatwhere"
+"""Under which an ONNX file's metadata, and a .pt2's extra files, hold what the sidecar holds."""
 
 
 class OnnxClassifier(SplitClassifier):

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import textwrap
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -160,6 +161,20 @@ def _named(name: str, pretrained: bool, options: dict[str, Any]) -> tuple[nn.Mod
     )
 
 
+def weights_called(name: str) -> WeightsEnum:
+    """Torchvision's weights by their own name, ``ResNet50_Weights.IMAGENET1K_V2``.
+
+    Raises:
+        InputError: there are none of that name.
+    """
+    import torchvision
+
+    try:
+        return torchvision.models.get_weight(name)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"torchvision has no weights {name!r}: {error}") from error
+
+
 def weights_name(weights: WeightsEnum) -> str:
     """What ``build`` takes for torchvision's own name of weights.
 
@@ -217,6 +232,9 @@ def _hub(name: str) -> Iterator[None]:
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
+    other = f"Use the embedded {EMBEDDED!r}, or a file of weights (weights=, --weights); or pretrained=False"
+    if name.startswith(PREFIX):
+        other = f"Give a folder of save_pretrained, {PREFIX}./FOLDER, or use the embedded {EMBEDDED!r}"
     try:
         if not urllib.request.getproxies():
             socket.getaddrinfo(constants.ENDPOINT.rpartition("/")[2].partition(":")[0], None)
@@ -230,8 +248,7 @@ def _hub(name: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{name}: there are no such weights on this machine, and none could be fetched "
-            f"({type(error).__name__}: {str(error)[:200]}). "
-            f"Use the embedded {EMBEDDED!r}, give a file with weights=..., or pass pretrained=False"
+            f"({type(error).__name__}: {textwrap.shorten(str(error), 200)}). {other}"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline

@@ -123,6 +123,8 @@ def _train(out: Path, task: Task, strict: bool, how: Mapping[str, Any], watch: W
             raise MissingExtraError(f"full mode needs Lightning: pip install 'whatwhere[train]' ({error})") from error
     plan_of(recipe.methods)  # what is wrong with these is said now, and not at the end
     boxed = None if recipe.boxes is None else open_dataset(recipe.boxes)
+    if boxed is not None and not any(one.boxes or one.read_truth for one in boxed):
+        raise InputError(f"{recipe.boxes}: wanted a data set with boxes or masks, and none of its pictures has any")
     splits = split_data(
         task.data, recipe, layout=task.layout, strict=strict, seen=lambda n, of: watch("reading images", n, of)
     )

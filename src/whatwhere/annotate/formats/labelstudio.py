@@ -31,7 +31,7 @@ def write(found: Annotations, folder: Path) -> None:
         comma = "\n"
         for picture in found:
             if picture.size is not None:
-                file.write(comma + json.dumps(_task(picture, found.told.root, found.told.name)))
+                file.write(comma + json.dumps(_task(picture, found.told.root, found.told.version)))
                 comma = ",\n"
         file.write("\n]\n")
     (folder / CONFIG).write_bytes(_config(found.told.labels.values()))
@@ -57,7 +57,7 @@ def prediction(picture: Picture, model: str) -> dict[str, Any]:
 
     Args:
         picture: one that could be used.
-        model: its name, as Label Studio shows it.
+        model: what Label Studio calls the model, and tells its predictions from others' by.
     """
     results = [one for number, row in enumerate(picture.regions) for one in _results(picture, row, number)]
     score = max((row.trust or 0.0 for row in picture.regions), default=0.0)
