@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import cv2
 import numpy as np
 
 from whatwhere.errors import DataError
@@ -10,9 +11,10 @@ from whatwhere.types import Mask
 
 def encode(mask: Mask) -> dict[str, Any]:
     """``{"size": [H, W], "counts": [off, on, off, ...]}``, which pycocotools' ``frPyObjects`` reads."""
-    flat = mask.ravel(order="F")
-    edges = np.flatnonzero(np.diff(flat, prepend=False))
-    counts = np.diff(edges, prepend=0, append=flat.size)
+    flat = cv2.transpose(np.ascontiguousarray(mask).view(np.uint8)).ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    first = [0] if flat[0] else []
+    counts = np.diff(edges, prepend=[0, *first], append=flat.size)
     return {"size": [int(side) for side in mask.shape], "counts": [int(count) for count in counts]}
 
 
