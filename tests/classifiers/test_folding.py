@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.vgg import make_layers
 
 import whatwhere
-from whatwhere.classifiers.folding import fold_batchnorm
+from whatwhere.classifiers.folding import fold_batchnorm, folded
 from whatwhere.errors import UnsupportedError
 from whatwhere.maps import METHODS
 from whatwhere.scores import of_class
@@ -241,3 +241,26 @@ def test_a_classifier_takes_the_result():
     image = torch.rand(1, 3, 24, 40)
     fast = whatwhere.load(fold_batchnorm(net.network, image).network, preprocess=plain((24, 40)))
     assert torch.allclose(net.logits(image), fast.logits(image), atol=1e-5)
+
+
+def test_a_classifier_that_is_folded_sees_the_same():
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    )
+    how = {"preprocess": whatwhere.Preprocess(size=(20, 30))}
+    net = whatwhere.load(shaken(network), layer="2", **how)
+    lean, images = folded(net), torch.randn(2, 3, 20, 30)
+    assert isinstance(lean.network[1], nn.Identity)
+    assert isinstance(net.network[1], nn.BatchNorm2d)
+    own, other = net.trace(images), lean.trace(images)
+    assert torch.allclose(own.features, other.features, atol=1e-5)
+    assert torch.allclose(own.logits, other.logits, atol=1e-5)
+    before = whatwhere.load(network, layer="0", **how)  # what is folded is behind the split
+    assert folded(before) is before
+    plain = whatwhere.load(nn.Sequential(*network[:1], *network[2:]), layer="1", **how)
+    assert folded(plain) is plain

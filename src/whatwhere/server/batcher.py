@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from whatwhere.classifiers.classifier import Classifier
+from whatwhere.classifiers.folding import folded
 from whatwhere.errors import WhatWhereError
 from whatwhere.explanation import Explanation, classes_of, explain_inputs
 from whatwhere.geometry import Frame
@@ -62,8 +63,9 @@ class Batcher:
         self._changed = threading.Condition()
         self._closing, self._busy, self._most = False, 0, torch.get_num_threads()
         # copied before anybody looks: a network that looks has hooks of that look
-        several = [self.nets, *(copy.deepcopy(self.nets) for _ in range(at_once - 1))]
-        self._threads = [threading.Thread(target=self._run, args=[_Networks(own)], daemon=True) for own in several]
+        own = self.nets, {name: folded(net) for name, net in self.nets.items()}
+        several = [own, *(copy.deepcopy(own) for _ in range(at_once - 1))]
+        self._threads = [threading.Thread(target=self._run, args=[_Networks(*one)], daemon=True) for one in several]
         for thread in self._threads:
             thread.start()
 
@@ -178,13 +180,13 @@ class Batcher:
 class _Networks:
     """The classifiers of one thread: torch's modules are one thread's at a time."""
 
-    def __init__(self, whole: Mapping[str, Classifier]) -> None:
-        self._whole = whole
+    def __init__(self, whole: Mapping[str, Classifier], lean: Mapping[str, Classifier]) -> None:
+        self._whole, self._lean = whole, lean
         self._split: OrderedDict[tuple[str, str], Classifier] = OrderedDict()
 
     def of(self, model: str, layer: str | None) -> Classifier:
         if layer is None:
-            return self._whole[model]
+            return self._lean[model]
         key = model, layer
         if key not in self._split:
             self._split[key] = self._whole[model].at(layer)
