@@ -50,7 +50,7 @@ class Batcher:
         at_once: int = 1,
         on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Starts the threads.
+        """Starts the threads. They look on folded networks, and on whole ones where a layer is named.
 
         Args:
             nets: the classifiers, by the names that clients use.
