@@ -195,7 +195,7 @@ def explain(
         return _explain_batch(net, [open_photo(images)], [target], method, threshold)[0]
     if targets is not None and len(targets) != len(images):
         raise InputError(f"one target for each image: got {len(targets)} for {len(images)} images")
-    _check_batch(batch)
+    check_batch(batch)
     wanted = [target] * len(images) if targets is None else list(targets)
     found: list[list[Explanation]] = []
     for start in range(0, len(images), batch):
@@ -219,7 +219,7 @@ def explain_each(
 
     Only one batch is held at a time.
     """
-    _check_batch(batch)
+    check_batch(batch)
     given = enumerate(images)
     method = find_preset(preset) if preset is not None else method
     options: dict[str, Any] = {"target": target, "method": method, "threshold": threshold}
@@ -235,7 +235,12 @@ def explain_each(
             yield results.pop(0)
 
 
-def _check_batch(batch: int) -> None:
+def check_batch(batch: int) -> None:
+    """Refuse a batch without images.
+
+    Raises:
+        InputError: it is of less than 1.
+    """
     if batch < 1:
         raise InputError(f"a batch is of at least 1 image, got {batch}")
 

@@ -19,7 +19,7 @@ from whatwhere.classifiers.classifier import Backend, Classifier
 from whatwhere.classifiers.hooked import HookedClassifier
 from whatwhere.classifiers.onnxfile import OnnxClassifier
 from whatwhere.errors import DataError, InputError, UnsupportedError
-from whatwhere.explanation import Explanation, explain_inputs, find_method, threshold_of
+from whatwhere.explanation import Explanation, check_batch, explain_inputs, find_method, threshold_of
 from whatwhere.geometry import Frame
 from whatwhere.regions.threshold import Threshold, parsed
 from whatwhere.types import Logits
@@ -79,8 +79,7 @@ def settings_for(
         InputError: no such method, class, threshold or backend.
         UnsupportedError: the method does not apply to the network, or the engine does not run it.
     """
-    if batch < 1:
-        raise InputError(f"a batch is of at least 1 image, got {batch}")
+    check_batch(batch)
     if backend is not None and backend not in get_args(Runs):
         raise InputError(f"what runs the network is one of {', '.join(get_args(Runs))}, got {backend!r}")
     name, thresholds, trusts = method, net.thresholds, net.trusts
@@ -92,10 +91,9 @@ def settings_for(
         is_linear = False
     if name is None:
         name = "cam" if is_linear else "gradcam"
-        thresholds = {"cam": thresholds["gradcam"], **thresholds} if "gradcam" in thresholds else thresholds
-        trusts = (
-            {"cam": trusts["gradcam"], **trusts} if "gradcam" in trusts and "cam" not in net.thresholds else trusts
-        )
+        if "cam" not in thresholds:  # Grad-CAM's is the same map, but for its scale
+            thresholds = {"cam": thresholds["gradcam"], **thresholds} if "gradcam" in thresholds else thresholds
+            trusts = {"cam": trusts["gradcam"], **trusts} if "gradcam" in trusts else trusts
     find_method(name)
     told = next((one for one in get_args(Runs) if one == backend), None)
     chosen: Runs = told or _fastest(net, name if is_linear else "", images)

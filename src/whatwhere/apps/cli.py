@@ -16,6 +16,7 @@ from rich.table import Table
 import whatwhere
 from whatwhere.apps import annotating, exporting, inspecting, measuring, serving, training
 from whatwhere.apps.console import (
+    METHOD,
     BatchOption,
     DeviceOption,
     LayerOption,
@@ -62,10 +63,7 @@ def _common(
 def explain(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Image files, or folders of them.")],
     model: ModelOption = "efficientnet-lite0",
-    method: Annotated[
-        str | None,
-        typer.Option(help="A map method; [bold]whatwhere methods[/] lists them. \\[default: gradcam]"),
-    ] = None,
+    method: Annotated[str | None, typer.Option(help=f"{METHOD} \\[default: gradcam]")] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="Instead of --method: fast, balanced or best; [bold]whatwhere methods[/] says more."),

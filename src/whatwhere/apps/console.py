@@ -24,7 +24,8 @@ MODELS = (
 )
 ModelOption = Annotated[str, typer.Option(help=MODELS)]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODELS)]
-MethodOption = Annotated[str, typer.Option(help="A map method; [bold]whatwhere methods[/] lists them.")]
+METHOD = "A map method; [bold]whatwhere methods[/] lists them."
+MethodOption = Annotated[str, typer.Option(help=METHOD)]
 LayerOption = Annotated[str | None, typer.Option(help="Split the network after this layer instead.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="A file of weights of your own for the model, or a Lightning checkpoint.")

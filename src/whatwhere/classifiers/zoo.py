@@ -232,9 +232,6 @@ def _hub(name: str) -> Iterator[None]:
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
-    other = f"Use the embedded {EMBEDDED!r}, or a file of weights (weights=, --weights); or pretrained=False"
-    if name.startswith(PREFIX):
-        other = f"Give a folder of save_pretrained, {PREFIX}./FOLDER, or use the embedded {EMBEDDED!r}"
     try:
         if not urllib.request.getproxies():
             socket.getaddrinfo(constants.ENDPOINT.rpartition("/")[2].partition(":")[0], None)
@@ -246,6 +243,9 @@ def _hub(name: str) -> Iterator[None]:
     except WhatWhereError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
+        other = f"Use the embedded {EMBEDDED!r}, or a file of weights (weights=, --weights); or pretrained=False"
+        if name.startswith(PREFIX):
+            other = f"Give a folder of save_pretrained, {PREFIX}./FOLDER, or use the embedded {EMBEDDED!r}"
         raise DataError(
             f"{name}: there are no such weights on this machine, and none could be fetched "
             f"({type(error).__name__}: {textwrap.shorten(str(error), 200)}). {other}"

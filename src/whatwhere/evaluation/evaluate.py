@@ -45,7 +45,7 @@ from whatwhere.evaluation.saliency import saliency
 from whatwhere.evaluation.shortcuts import Lies, lies, on_object, shortcuts_tally
 from whatwhere.evaluation.tally import Tally, means
 from whatwhere.evaluation.trusted import trust_tally
-from whatwhere.explanation import THRESHOLD, find_method, threshold_of, trust_in
+from whatwhere.explanation import THRESHOLD, check_batch, find_method, threshold_of, trust_in
 from whatwhere.geometry import Box, Frame
 from whatwhere.images import Photo
 from whatwhere.maps import Method
@@ -97,8 +97,7 @@ def plan_of(
     if len(named) != len(methods) or not named:
         raise InputError(f"wanted methods, each once, got {list(methods)}")
     plan = Plan(named, find_protocol(protocol), **options)
-    if plan.batch < 1:
-        raise InputError(f"a batch is of at least 1 image, got {plan.batch}")
+    check_batch(plan.batch)
     return plan
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import grid_sample
 from whatwhere.classifiers.classifier import Classifier
 from whatwhere.datasets.sample import Sample
 from whatwhere.errors import DataError, InputError
-from whatwhere.explanation import find_method
+from whatwhere.explanation import check_batch, find_method
 from whatwhere.geometry import Box
 from whatwhere.images import Photo, Source, open_photo, printable
 from whatwhere.inspection.views import TRANSFORMS, Family, Transform, checked, families, in_base
@@ -103,8 +103,7 @@ def stability(
         InputError: an unknown method, no such transform, a network that takes no photos, a batch of less than 1.
         UnsupportedError: the method does not apply to the network.
     """
-    if batch < 1:
-        raise InputError(f"a batch is of at least 1 image, got {batch}")
+    check_batch(batch)
     function = find_method(method)
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     h, w = net.preprocess.frame((1, 1)).network
